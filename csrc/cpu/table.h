@@ -1,0 +1,22 @@
+// What one ISA tier offers. Plain pointers: no torch types cross between the extension modules.
+#pragma once
+#include "coupling_args.h"
+
+namespace pygen {
+
+struct ProbeKernels {
+  // Runs 20 independent chains of `n` fused multiply-adds on full vectors, in registers; returns the operations done.
+  double (*fma32)(int64_t n);
+  double (*fma64)(int64_t n);
+};
+
+struct Table : CouplingKernels, ProbeKernels {};
+
+extern const Table* table;  // the tier in use; lives in _C
+
+template <class K>
+const K& kernels() {
+  return *table;
+}
+
+}  // namespace pygen

@@ -1,0 +1,33 @@
+// The only translation unit compiled with ISA flags: once per tier, one extension module each.
+#include <Python.h>
+
+#include "coupling.h"
+#include "probe.h"
+#include "table.h"
+
+namespace pygen {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+const Table kTable{coupling_kernels(), probe_kernels()};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tier", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace CPU_CAPABILITY
+}  // namespace pygen
+
+#define PYGEN_JOIN_(a, b) a##b
+#define PYGEN_JOIN(a, b) PYGEN_JOIN_(a, b)
+
+PyMODINIT_FUNC PYGEN_JOIN(PyInit_, TORCH_EXTENSION_NAME)() {
+  PyObject* module = PyModule_Create(&pygen::definition);
+  if (module == nullptr) return nullptr;
+  PyObject* capsule = PyCapsule_New(const_cast<pygen::Table*>(&pygen::kTable), "pygen.table", nullptr);
+  if (capsule == nullptr || PyModule_AddObject(module, "table", capsule) < 0) {
+    Py_XDECREF(capsule);
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
+}

@@ -1,0 +1,312 @@
+// Vector maths that at::vec lacks, on top of it: exp as mantissa and exponent, exact scaling by powers of two, a fast tanh,
+// sums of logarithms by products, streaming stores. Same inline namespace as at::vec's: one copy per ISA tier.
+//
+// Measured worst errors against float64 (tests/coupling/test_vmath.py holds them): exp 1.0 ulp, tanh 2.0 ulp.
+#pragma once
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace pygen {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+template <class T>
+using Vec = at::vec::Vectorized<T>;
+
+// Comparisons as the ISA holds them: a mask register, or a vector.
+#if defined(CPU_CAPABILITY_AVX512)
+inline __mmask16 less(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline __mmask8 less(const Vec<double>& a, const Vec<double>& b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+inline Vec<float> select(__mmask16 mask, const Vec<float>& yes, const Vec<float>& no) {
+  return _mm512_mask_blend_ps(mask, no, yes);
+}
+inline Vec<double> select(__mmask8 mask, const Vec<double>& yes, const Vec<double>& no) {
+  return _mm512_mask_blend_pd(mask, no, yes);
+}
+#else
+template <class T>
+inline Vec<T> less(const Vec<T>& a, const Vec<T>& b) {
+  return a < b;
+}
+template <class T>
+inline Vec<T> select(const Vec<T>& mask, const Vec<T>& yes, const Vec<T>& no) {
+  return Vec<T>::blendv(no, yes, mask);
+}
+#endif
+
+// --- exact scaling ---------------------------------------------------------------------------------------------------
+
+#if defined(CPU_CAPABILITY_AVX512)
+inline Vec<float> scale2(const Vec<float>& x, const Vec<float>& n) { return _mm512_scalef_ps(x, n); }
+inline Vec<double> scale2(const Vec<double>& x, const Vec<double>& n) { return _mm512_scalef_pd(x, n); }
+#else
+// 2^n for integral n within the exponents of normal numbers
+#if defined(CPU_CAPABILITY_AVX2)
+inline Vec<float> pow2(const Vec<float>& n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+inline Vec<double> pow2(const Vec<double>& n) {
+  const __m256i i = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n));
+  return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_add_epi64(i, _mm256_set1_epi64x(1023)), 52));
+}
+#else
+template <class T>
+inline Vec<T> pow2(const Vec<T>& n) {
+  alignas(64) T v[Vec<T>::size()];
+  n.store(v);
+  for (T& e : v) {
+    if constexpr (sizeof(T) == 4) {
+      const uint32_t bits = uint32_t(int32_t(e) + 127) << 23;
+      std::memcpy(&e, &bits, 4);
+    } else {
+      const uint64_t bits = uint64_t(int64_t(e) + 1023) << 52;
+      std::memcpy(&e, &bits, 8);
+    }
+  }
+  return Vec<T>::loadu(v);
+}
+#endif
+// x 2^n, rounded once for normal results; n is integral or NaN
+template <class T>
+inline Vec<T> scale2(const Vec<T>& x, const Vec<T>& n) {
+  constexpr T kMax = sizeof(T) == 4 ? 126 : 1022;
+  const Vec<T> lo(-kMax), hi(kMax);
+  Vec<T> part = at::vec::clamp(select(n.isnan(), Vec<T>(0), n), lo, hi), rest = n - part;
+  Vec<T> y = x * pow2(part);
+  if (rest.eq(Vec<T>(0)).zero_mask() != 0) {  // some lane is still to be scaled (or NaN, as x then is)
+    for (int i = 0; i < 3; ++i) {
+      part = at::vec::clamp(select(rest.isnan(), Vec<T>(0), rest), lo, hi);
+      rest = rest - part;
+      y = y * pow2(part);
+    }
+  }
+  return y;
+}
+#endif
+
+// --- exp and tanh ----------------------------------------------------------------------------------------------------
+
+// e^u = m 2^n with m in [1/sqrt 2, sqrt 2]. Beyond |u| = kLimit every product with a finite number is 0 or infinite anyway.
+template <class T>
+struct Exp {
+  Vec<T> m, n;
+};
+
+inline Exp<float> exp_parts(const Vec<float>& u) {
+  using V = Vec<float>;
+  using at::vec::fmadd;
+  const V x = at::vec::clamp(u, V(-250.f), V(250.f));
+  const V n = (x * V(1.44269504088896341f)).round();
+  const V r = fmadd(n, V(2.12194440e-4f), fmadd(n, V(-0.693359375f), x));
+  V p(1.9875691500e-4f);  // Cephes expf
+  p = fmadd(p, r, V(1.3981999507e-3f));
+  p = fmadd(p, r, V(8.3334519073e-3f));
+  p = fmadd(p, r, V(4.1665795894e-2f));
+  p = fmadd(p, r, V(1.6666665459e-1f));
+  p = fmadd(p, r, V(5.0000001201e-1f));
+  return {fmadd(p, r * r, r) + V(1.f), n};
+}
+
+inline Exp<double> exp_parts(const Vec<double>& u) {
+  using V = Vec<double>;
+  using at::vec::fmadd;
+  const V x = at::vec::clamp(u, V(-2000.0), V(2000.0));
+  const V n = (x * V(1.4426950408889634073599)).round();
+  const V r = fmadd(n, V(-1.42860682030941723212e-6), fmadd(n, V(-6.93145751953125e-1), x));
+  const V z = r * r;  // Cephes exp: 1 + 2 r P / (Q - r P)
+  V p = fmadd(z, V(1.26177193074810590878e-4), V(3.02994407707441961300e-2));
+  p = fmadd(p, z, V(9.99999999999999999910e-1)) * r;
+  V q = fmadd(z, V(3.00198505138664455042e-6), V(2.52448340349684104192e-3));
+  q = fmadd(q, z, V(2.27265548208155028766e-1));
+  q = fmadd(q, z, V(2.00000000000000000005e0));
+  return {fmadd(V(2.0), p / (q - p), V(1.0)), n};
+}
+
+inline Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }
+
+inline Vec<float> tanh(const Vec<float>& x) {
+  using V = Vec<float>;
+  using at::vec::fmadd;
+  const V a = x.abs(), z = x * x;
+  V p(-5.70498872745e-3f);  // Cephes tanhf, |x| < 0.625
+  p = fmadd(p, z, V(2.06390887954e-2f));
+  p = fmadd(p, z, V(-5.37397155531e-2f));
+  p = fmadd(p, z, V(1.33314422036e-1f));
+  p = fmadd(p, z, V(-3.33332819422e-1f));
+  const V small = fmadd(p * z, x, x);
+  const Exp<float> e = exp_parts(at::vec::clamp_max(a + a, V(40.f)));
+  const V big = V(1.f) - V(2.f) / (scale2(e.m, e.n) + V(1.f));
+  const V signed_big = select(less(x, V(0.f)), big.neg(), big);
+  return select(less(a, V(0.625f)), small, signed_big);
+}
+
+// --- sums of logarithms ----------------------------------------------------------------------------------------------
+
+// Sum of log q and of log(1 + e) over many vectors. In float32 the logarithm of a product, kept in double, so that the
+// sum costs two conversions and two multiplications a vector and is exact to 1e-16 a factor; in float64 term by term.
+template <class T>
+struct LogSum;
+
+template <>
+struct LogSum<double> {
+  Vec<double> sum{0.0};
+  void add(const Vec<double>& q) { sum = sum + q.log(); }
+  void add1p(const Vec<double>& e) { sum = sum + e.log1p(); }
+  void flush() {}
+  double total() const {
+    alignas(64) double v[Vec<double>::size()];
+    sum.store(v);
+    double s = 0;
+    for (double e : v) s += e;
+    return s;
+  }
+};
+
+template <>
+struct LogSum<float> {
+  Vec<double> lo{1.0}, hi{1.0}, sum{0.0};
+
+  static void widen(const Vec<float>& x, Vec<double>& lo, Vec<double>& hi) {
+#if defined(CPU_CAPABILITY_AVX512)
+    lo = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+#elif defined(CPU_CAPABILITY_AVX2)
+    lo = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    hi = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+#else
+    constexpr int64_t kHalf = Vec<double>::size();
+    alignas(64) float v[Vec<float>::size()];
+    alignas(64) double w[Vec<float>::size()];
+    x.store(v);
+    for (int64_t i = 0; i < Vec<float>::size(); ++i) w[i] = v[i];
+    lo = Vec<double>::loadu(w);
+    hi = Vec<double>::loadu(w + kHalf);
+#endif
+  }
+  void add(const Vec<float>& q) {
+    Vec<double> a, b;
+    widen(q, a, b);
+    lo = lo * a;
+    hi = hi * b;
+  }
+  void add1p(const Vec<float>& e) {
+    Vec<double> a, b;
+    widen(e, a, b);
+    lo = at::vec::fmadd(lo, a, lo);
+    hi = at::vec::fmadd(hi, b, hi);
+  }
+  // To be called before a product leaves the range of double: 8 arbitrary float32 factors, or 1000 in [1, 2].
+  void flush() {
+    sum = sum + lo.log() + hi.log();
+    lo = hi = Vec<double>(1.0);
+  }
+  double total() {
+    flush();
+    return LogSum<double>{sum}.total();
+  }
+};
+
+template <class T>
+inline double horizontal_sum(const Vec<T>& x) {
+  alignas(64) T v[Vec<T>::size()];
+  x.store(v);
+  double s = 0;
+  for (T e : v) s += double(e);
+  return s;
+}
+
+// --- loads and stores that convert, gather and stream ----------------------------------------------------------------
+
+// dst[i] = src[i * step] or src[cols[i] * step], from storage type S to arithmetic type T
+template <class T, class S>
+inline void load(T* __restrict dst, const S* __restrict src, int64_t step, const int64_t* cols, int64_t n) {
+  if (cols) {
+    for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(src[cols[i] * step]);
+  } else if (step != 1) {
+    for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(src[i * step]);
+  } else if constexpr (std::is_same_v<T, S>) {
+    std::memcpy(dst, src, size_t(n) * sizeof(T));
+  } else {
+    int64_t i = 0;
+    for (; i + Vec<T>::size() <= n; i += Vec<T>::size()) {
+      Vec<float> v;
+      at::vec::load_to_float<S>(src + i, v);
+      v.store(dst + i);
+    }
+    for (; i < n; ++i) dst[i] = static_cast<T>(src[i]);
+  }
+}
+
+// memcpy past the caches: for outputs larger than the last of them, where a normal store first reads what it overwrites
+template <class T>
+inline void stream_copy(T* __restrict dst, const T* __restrict src, int64_t n) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+#if defined(CPU_CAPABILITY_AVX512)
+  constexpr int64_t kBytes = 64;
+#else
+  constexpr int64_t kBytes = 32;
+#endif
+  auto* d = reinterpret_cast<char*>(dst);
+  auto* s = reinterpret_cast<const char*>(src);
+  int64_t bytes = n * int64_t(sizeof(T));
+  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(d) & (kBytes - 1));
+  std::memcpy(d, s, size_t(head));
+  d += head, s += head, bytes -= head;
+  for (; bytes >= kBytes; d += kBytes, s += kBytes, bytes -= kBytes) {
+#if defined(CPU_CAPABILITY_AVX512)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(d), _mm512_loadu_si512(s));
+#else
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(d), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s)));
+#endif
+  }
+  std::memcpy(d, s, size_t(bytes));
+#else
+  std::memcpy(dst, src, size_t(n) * sizeof(T));
+#endif
+}
+
+inline void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+inline void copy(T* __restrict dst, const T* __restrict src, int64_t n, bool stream) {
+  if (stream) {
+    stream_copy(dst, src, n);
+  } else {
+    std::memcpy(dst, src, size_t(n) * sizeof(T));
+  }
+}
+
+// the inverse of load
+template <class S, class T>
+inline void store(S* __restrict dst, const T* __restrict src, int64_t step, const int64_t* cols, int64_t n, bool stream) {
+  if (cols) {
+    for (int64_t i = 0; i < n; ++i) dst[cols[i] * step] = static_cast<S>(src[i]);
+  } else if (step != 1) {
+    for (int64_t i = 0; i < n; ++i) dst[i * step] = static_cast<S>(src[i]);
+  } else if constexpr (std::is_same_v<T, S>) {
+    copy(dst, src, n, stream);
+  } else {
+    constexpr int64_t kPair = 2 * Vec<T>::size();
+    int64_t i = 0;
+    for (; i + kPair <= n; i += kPair) {
+      at::vec::convert_from_float<S>(Vec<T>::loadu(src + i), Vec<T>::loadu(src + i + Vec<T>::size())).store(dst + i);
+    }
+    for (; i < n; ++i) dst[i] = static_cast<S>(src[i]);
+  }
+}
+
+}  // namespace
+}  // namespace CPU_CAPABILITY
+}  // namespace pygen
