@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ._options import Options
+
 lib = torch.library.Library("pygen", "DEF")
 
 
@@ -40,6 +42,8 @@ def define(
     fake: Kernel,
     setup_context: Kernel | None,
     backward: Kernel,
+    check: Kernel,
+    options: type[Options] | None,
     cuda: str | None,
 ) -> None:
     """Declares one op.
@@ -50,20 +54,33 @@ def define(
     setup_context, backward: the gradient, as in `torch.library.register_autograd`. An op without a derivative of
         its own passes a `backward` that raises (`once_differentiable`): without one, second-order gradients through
         it would be silently wrong.
+    check: raises for arguments that the op does not admit; called before a Triton launcher is (`default` and `fake` see
+        to it themselves).
+    options: what the schema's argument `str options` stands for: default, fake, check and the Triton launcher get it
+        parsed; setup_context and backward get the string.
     cuda: "triton" registers `launch_<name>` of `kernels/<family>.py` at the CUDA key, imported at its first call.
         "cuda" leaves that key to the C++ glue.
     """
-    name = schema.split("(", 1)[0]
+    name, arguments = schema.split("->")[0].rstrip(" )").split("(", 1)
+    place = arguments.split(", ").index("str options") if options is not None else 0
+
+    def parsed(kernel: Kernel) -> Kernel:
+        if options is None:
+            return kernel
+        parse = options.parse
+        return lambda *args: kernel(*args[:place], parse(args[place]), *args[place + 1 :])
+
     lib.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    lib.impl(name, default, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"pygen::{name}", fake, lib=lib)
+    lib.impl(name, parsed(default), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pygen::{name}", parsed(fake), lib=lib)
     torch.library.register_autograd(f"pygen::{name}", backward, setup_context=setup_context, lib=lib)
     if cuda == "triton" and importlib.util.find_spec("triton") is not None:
 
         def launch(*args: Any) -> Any:
+            check(*args)
             return getattr(importlib.import_module(f"pygen.kernels.{family}"), f"launch_{name}")(*args)
 
-        lib.impl(name, launch, "CUDA")
+        lib.impl(name, parsed(launch), "CUDA")
     OPS[name] = Op(name, family, cuda)
 
 
@@ -74,3 +91,10 @@ def once_differentiable(name: str) -> Kernel:
         raise NotImplementedError(f"pygen::{name} has no derivative: the op it belongs to is differentiable once")
 
     return backward
+
+
+def layout(x: torch.Tensor) -> torch.memory_format:
+    """Memory format of every output: channels_last where x is so and not contiguous too, else contiguous."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

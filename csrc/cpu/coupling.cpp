@@ -9,6 +9,10 @@
 #include <torch/library.h>
 #include <unistd.h>
 
+#include <limits>
+#include <string_view>
+
+#include "options.h"
 #include "table.h"
 
 namespace pygen {
@@ -19,29 +23,52 @@ using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The options of the ops' schemas, in their order (pygen/ops/coupling.py).
+enum Part : int64_t { kFirst, kSecond, kAll, kEven, kOdd, kRangePart, kIndex };
+
+// CouplingOptions of pygen/ops/coupling.py.
 struct Options {
-  int64_t activation, squash, part, start, stop;
-  bool shift_first, shift_leads, interleaved, inverse, memory_efficient;
-  double offset, eps, max_scale, gain_value, width, shift_scale;
+  bool ok = true;
+  Activation activation = Activation::kExp;
+  Squash squash = Squash::kNone;
+  Part part = kSecond;
+  int64_t start = 0, stop = 0;
+  bool shift_first = false, shift_leads = false, interleaved = false, inverse = false, memory_efficient = false;
+  double offset = 0, eps = 0, max_scale = std::numeric_limits<double>::infinity(), gain = 1, width = 1, shift_scale = 1;
+
+  bool set(std::string_view name, OptionValue value) {
+    if (name == "activation") return activation = Activation(value.among({"exp", "sigmoid", "softplus", "additive"})), true;
+    if (name == "squash") return squash = Squash(value.among({"none", "tanh", "atan", "softsign"})), true;
+    if (name == "part") {
+      return part = Part(value.among({"first", "second", "all", "even", "odd", "range", "index"})), true;
+    }
+    if (name == "shift") return shift_first = value.among({"after", "before"}) != 0, true;
+    if (name == "order") return shift_leads = value.among({"st", "ts"}) != 0, true;
+    if (name == "start") return start = value, true;
+    if (name == "stop") return stop = value, true;
+    if (name == "interleaved") return interleaved = value, true;
+    if (name == "inverse") return inverse = value, true;
+    if (name == "memory_efficient") return memory_efficient = value, true;
+    if (name == "offset") return offset = value, true;
+    if (name == "eps") return eps = value, true;
+    if (name == "max_scale") return max_scale = value, true;
+    if (name == "gain") return gain = value, true;
+    if (name == "width") return width = value, true;
+    if (name == "shift_scale") return shift_scale = value, true;
+    return false;
+  }
+
+  bool additive() const { return activation == Activation::kAdditive; }
+  bool checkerboard() const { return part == kEven || part == kOdd; }
+  // out = (in + tau) M, else in M + tau
+  bool multiply_last() const { return shift_first != inverse; }
 };
-#define PYGEN_OPTION_PARAMETERS                                                                        \
-  int64_t activation, int64_t squash, int64_t part, int64_t start, int64_t stop, bool shift_first,     \
-      bool shift_leads, bool interleaved, bool inverse, bool memory_efficient, double offset, double eps, \
-      double max_scale, double gain_value, double width, double shift_scale
-#define PYGEN_OPTIONS                                                                                     \
-  activation, squash, part, start, stop, shift_first, shift_leads, interleaved, inverse, memory_efficient, \
-      offset, eps, max_scale, gain_value, width, shift_scale
-#define PYGEN_OPTIONS_OF(o)                                                                               \
-  o.activation, o.squash, o.part, o.start, o.stop, o.shift_first, o.shift_leads, o.interleaved, o.inverse, \
-      o.memory_efficient, o.offset, o.eps, o.max_scale, o.gain_value, o.width, o.shift_scale
 
 std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& params, const OptionalTensor& gain,
                                            const OptionalTensor& index, const OptionalTensor& logdet,
-                                           PYGEN_OPTION_PARAMETERS);
+                                           std::string_view options);
 std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
     const Tensor& grad_y, const Tensor& grad_logdet, const OptionalTensor& saved, const Tensor& params,
-    const OptionalTensor& gain, const OptionalTensor& index, PYGEN_OPTION_PARAMETERS, bool need_x, bool need_params,
+    const OptionalTensor& gain, const OptionalTensor& index, std::string_view options, bool need_x, bool need_params,
     bool need_gain);
 
 const auto& forward_op() {
@@ -62,11 +89,6 @@ const auto& backward_op() {
 const c10::DispatchKeySet kDefaultKernel(c10::DispatchKey::PrivateUse3);
 
 // --- what is admitted ------------------------------------------------------------------------------------------------
-
-enum Part : int64_t { kRangePart, kFirst, kSecond, kAll, kEven, kOdd, kIndex };
-
-bool checkerboard(const Options& o) { return o.part == kEven || o.part == kOdd; }
-bool additive(const Options& o) { return o.activation == int64_t(Activation::kAdditive); }
 
 std::optional<CouplingTypes> types(const Tensor& x, const Tensor& params) {
   const auto xt = x.scalar_type(), pt = params.scalar_type();
@@ -89,7 +111,7 @@ std::optional<CouplingTypes> types(const Tensor& x, const Tensor& params) {
 
 at::ScalarType accumulate_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-int64_t changed(const Tensor& params, const Options& o) { return params.size(1) / (additive(o) ? 1 : 2); }
+int64_t changed(const Tensor& params, const Options& o) { return params.size(1) / (o.additive() ? 1 : 2); }
 
 bool distinct_channels(const Tensor& index, int64_t channels) {
   const Tensor dense = index.contiguous();
@@ -105,12 +127,12 @@ bool distinct_channels(const Tensor& index, int64_t channels) {
 // The conditions of `check` in pygen/ops/coupling.py, without the messages; false hands over to it.
 bool admits(const Tensor& x, const Tensor& params, const OptionalTensor& gain, const OptionalTensor& index,
             const OptionalTensor& logdet, const Options& o) {
-  if (x.dim() < 2 || params.dim() != x.dim() || !types(x, params)) return false;
+  if (!o.ok || x.dim() < 2 || params.dim() != x.dim() || !types(x, params)) return false;
   for (int64_t d = 0; d < x.dim(); ++d) {
     if (d != 1 && x.size(d) != params.size(d)) return false;
   }
   const int64_t channels = x.size(1), n = changed(params, o);
-  if (!x.is_cpu() || !params.is_cpu() || (!additive(o) && params.size(1) % 2)) return false;
+  if (!x.is_cpu() || !params.is_cpu() || (!o.additive() && params.size(1) % 2)) return false;
   if ((o.part == kIndex) != index.has_value()) return false;
   switch (o.part) {
     case kRangePart:
@@ -170,14 +192,14 @@ struct Plan {
     const int64_t area = c10::multiply_integers(spatial);
     batch = x.size(0);
     auto& a = args;
-    a.activation = Activation(o.activation);
-    a.squash = Squash(o.squash);
-    a.multiply_last = o.shift_first != o.inverse;
+    a.activation = o.activation;
+    a.squash = o.squash;
+    a.multiply_last = o.multiply_last();
     a.reciprocal = o.inverse;
     a.recover = o.memory_efficient && !a.multiply_last;
-    a.offset = o.offset, a.eps = o.eps, a.max_scale = o.max_scale, a.gain = o.gain_value, a.width = o.width;
+    a.offset = o.offset, a.eps = o.eps, a.max_scale = o.max_scale, a.gain = o.gain, a.width = o.width;
     a.tau = o.inverse ? -o.shift_scale : o.shift_scale;
-    if (gain_ && !additive(o)) {
+    if (gain_ && !o.additive()) {
       gain = gain_->contiguous();
       a.gain_values = gain.const_data_ptr();
       a.gain_count = gain.numel();
@@ -186,8 +208,8 @@ struct Plan {
     // params as [.., s and t, ..] along the channels
     a.params_sample = param_channels * area;
     a.params_row = param_channels;
-    a.params_step = o.interleaved && !additive(o) ? 2 : 1;
-    const int64_t second = additive(o) ? 0 : o.interleaved ? 1 : n;
+    a.params_step = o.interleaved && !o.additive() ? 2 : 1;
+    const int64_t second = o.additive() ? 0 : o.interleaved ? 1 : n;
     a.s_start = o.shift_leads ? second : 0;
     a.t_start = o.shift_leads ? 0 : second;
     a.start = o.part == kSecond ? channels - n : o.part == kRangePart ? o.start : 0;
@@ -199,7 +221,7 @@ struct Plan {
     a.rows = pixels ? area : channels;
     a.row = pixels ? channels : area;
     a.pattern = pixels ? Pattern::kRange : Pattern::kChannels;
-    if (checkerboard(o)) {
+    if (o.checkerboard()) {
       checker(spatial, channels, last, o.part == kOdd);
     } else if (o.part == kIndex) {
       index = index_->contiguous();
@@ -289,10 +311,10 @@ void write_logdet(Tensor& out, const OptionalTensor& running, const Plan& plan, 
 
 std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& params, const OptionalTensor& gain,
                                            const OptionalTensor& index, const OptionalTensor& logdet,
-                                           PYGEN_OPTION_PARAMETERS) {
-  const Options o{PYGEN_OPTIONS};
+                                           std::string_view options) {
+  const auto& o = parse_options<Options>(options);
   if (!admits(x, params, gain, index, logdet, o)) {
-    return forward_op().redispatch(kDefaultKernel, x, params, gain, index, logdet, PYGEN_OPTIONS);
+    return forward_op().redispatch(kDefaultKernel, x, params, gain, index, logdet, options);
   }
   const auto format = layout(x);
   const Tensor in = x.contiguous(format), p = params.contiguous(format);
@@ -319,28 +341,28 @@ std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& params
 
 std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
     const Tensor& grad_y, const Tensor& grad_logdet, const OptionalTensor& saved, const Tensor& params,
-    const OptionalTensor& gain, const OptionalTensor& index, PYGEN_OPTION_PARAMETERS, bool need_x, bool need_params,
+    const OptionalTensor& gain, const OptionalTensor& index, std::string_view options, bool need_x, bool need_params,
     bool need_gain) {
-  const Options o{PYGEN_OPTIONS};
+  const auto& o = parse_options<Options>(options);
   const bool has_saved = saved.has_value() && saved->defined();
   const Tensor& like = has_saved ? *saved : grad_y;
   if (!admits(like, params, gain, index, grad_logdet, o) || grad_y.sizes() != like.sizes() ||
-      grad_y.scalar_type() != like.scalar_type() || !grad_y.is_cpu() || has_saved == additive(o)) {
-    return backward_op().redispatch(kDefaultKernel, grad_y, grad_logdet, saved, params, gain, index, PYGEN_OPTIONS,
+      grad_y.scalar_type() != like.scalar_type() || !grad_y.is_cpu() || has_saved == o.additive()) {
+    return backward_op().redispatch(kDefaultKernel, grad_y, grad_logdet, saved, params, gain, index, options,
                                     need_x, need_params, need_gain);
   }
   const auto format = layout(like);
   const Tensor g = grad_y.contiguous(format), z = has_saved ? saved->contiguous(format) : Tensor();
   const Tensor p = params.contiguous(format);
-  need_gain = need_gain && gain.has_value() && !additive(o);
+  need_gain = need_gain && gain.has_value() && !o.additive();
 
   const auto output = [&](const Tensor& t, bool needed, bool zero) {
-    const auto options = t.options().memory_format(format);
+    const auto laid_out = t.options().memory_format(format);
     if (!needed) return at::empty({0}, t.options());
-    return zero ? at::zeros(t.sizes(), t.options()).contiguous(format) : at::empty(t.sizes(), options);
+    return zero ? at::zeros(t.sizes(), t.options()).contiguous(format) : at::empty(t.sizes(), laid_out);
   };
   Tensor grad_x = output(g, need_x, false);
-  Tensor grad_params = output(p, need_params, checkerboard(o));  // elements that pass have parameters too
+  Tensor grad_params = output(p, need_params, o.checkerboard());  // elements that pass have parameters too
   Tensor grad_gain = at::empty(need_gain ? gain->sizes() : at::IntArrayRef{0}, g.options().dtype(accumulate_type(g)));
 
   Plan plan(g, p, gain, index, format, o);
@@ -378,21 +400,21 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
 
 struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& params, const OptionalTensor& gain,
-                               const OptionalTensor& index, const OptionalTensor& logdet, const Options& o) {
+                               const OptionalTensor& index, const OptionalTensor& logdet, std::string_view options) {
+    const auto& o = parse_options<Options>(options);
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, total] = forward_op().call(x, params, gain, index, logdet, PYGEN_OPTIONS_OF(o));
+    auto [y, total] = forward_op().call(x, params, gain, index, logdet, options);
     Tensor saved;
-    if (!additive(o)) saved = o.memory_efficient || o.shift_first != o.inverse ? y : x;
+    if (!o.additive()) saved = o.memory_efficient || o.multiply_last() ? y : x;
     ctx->save_for_backward({saved, params, gain.value_or(Tensor()), index.value_or(Tensor())});
-    ctx->saved_data["options"] = c10::IValue::make_capsule(c10::make_intrusive<Held>(o));
+    ctx->saved_data["options"] = std::string(options);
     ctx->saved_data["logdet"] = logdet.has_value();
     return {y, total};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto held = ctx->saved_data["options"].toCapsule();
-    const Options& o = static_cast<const Held&>(*held).options;
+    const std::string_view options = ctx->saved_data["options"].toStringView();
     const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     const OptionalTensor gain = optional(saved[2]), index = optional(saved[3]);
     // edges exist for the tensors that were given
@@ -401,15 +423,11 @@ struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
     const bool need_logdet =
         ctx->saved_data["logdet"].toBool() && ctx->needs_input_grad(2 + gain.has_value() + index.has_value());
     auto [x, params, g] = backward_op().call(grads[0], grads[1], optional(saved[0]), saved[1], gain, index,
-                                             PYGEN_OPTIONS_OF(o), need_x, need_params, need_gain);
+                                             options, need_x, need_params, need_gain);
     return {need_x ? x : Tensor(), need_params ? params : Tensor(), need_gain ? g : Tensor(), Tensor(),
             need_logdet ? grads[1] : Tensor(), Tensor()};
   }
 
-  struct Held : torch::CustomClassHolder {
-    explicit Held(const Options& o) : options(o) {}
-    Options options;
-  };
 };
 
 bool wants_grad(const Tensor& t) { return t.defined() && t.requires_grad(); }
@@ -417,26 +435,26 @@ bool wants_grad(const OptionalTensor& t) { return t && wants_grad(*t); }
 
 std::tuple<Tensor, Tensor> affine_coupling_autograd(const Tensor& x, const Tensor& params, const OptionalTensor& gain,
                                                     const OptionalTensor& index, const OptionalTensor& logdet,
-                                                    PYGEN_OPTION_PARAMETERS) {
+                                                    std::string_view options) {
   if (!at::GradMode::is_enabled() ||
       !(wants_grad(x) || wants_grad(params) || wants_grad(gain) || wants_grad(logdet))) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return forward_op().call(x, params, gain, index, logdet, PYGEN_OPTIONS);
+    return forward_op().call(x, params, gain, index, logdet, options);
   }
-  auto outputs = CouplingFunction::apply(x, params, gain, index, logdet, Options{PYGEN_OPTIONS});
+  auto outputs = CouplingFunction::apply(x, params, gain, index, logdet, options);
   return {outputs[0], outputs[1]};
 }
 
 std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward_autograd(
     const Tensor& grad_y, const Tensor& grad_logdet, const OptionalTensor& saved, const Tensor& params,
-    const OptionalTensor& gain, const OptionalTensor& index, PYGEN_OPTION_PARAMETERS, bool need_x, bool need_params,
+    const OptionalTensor& gain, const OptionalTensor& index, std::string_view options, bool need_x, bool need_params,
     bool need_gain) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       !at::GradMode::is_enabled() || !(wants_grad(grad_y) || wants_grad(grad_logdet) || wants_grad(saved) ||
                                        wants_grad(params) || wants_grad(gain)),
       "pygen::affine_coupling_backward has no derivative: the op it belongs to is differentiable once");
   at::AutoDispatchBelowADInplaceOrView below;
-  return backward_op().call(grad_y, grad_logdet, saved, params, gain, index, PYGEN_OPTIONS, need_x, need_params,
+  return backward_op().call(grad_y, grad_logdet, saved, params, gain, index, options, need_x, need_params,
                             need_gain);
 }
 

@@ -48,7 +48,7 @@ struct Squashed {
 };
 
 template <class T>
-inline Squashed<T> squash(const Vec<T>& s, const Vec<T>& gain, const CouplingConsts<T>& c) {
+PYGEN_INLINE Squashed<T> squash(const Vec<T>& s, const Vec<T>& gain, const CouplingConsts<T>& c) {
   using V = Vec<T>;
   V h = s * V(c.inv_width), slope(T(1));
   if (c.squash == Squash::kTanh) {
@@ -75,13 +75,13 @@ struct Scale {
 enum class LogForm { kLin, kMinusLog1p, kPlusLog };
 
 template <class T, Activation A>
-inline LogForm log_form(const CouplingConsts<T>& c) {
+PYGEN_INLINE LogForm log_form(const CouplingConsts<T>& c) {
   if (c.eps > T(0) || A == Activation::kSoftplus) return LogForm::kPlusLog;
   return A == Activation::kExp ? LogForm::kLin : LogForm::kMinusLog1p;
 }
 
 template <class T, Activation A>
-inline Scale<T> scale_of(const Vec<T>& u, const CouplingConsts<T>& c) {
+PYGEN_INLINE Scale<T> scale_of(const Vec<T>& u, const CouplingConsts<T>& c) {
   using V = Vec<T>;
   const V zero(T(0)), one(T(1));
   Scale<T> r;
@@ -118,14 +118,14 @@ inline Scale<T> scale_of(const Vec<T>& u, const CouplingConsts<T>& c) {
 }
 
 template <class T>
-inline void invert(Scale<T>& s) {
+PYGEN_INLINE void invert(Scale<T>& s) {
   s.m = Vec<T>(T(1)) / s.m;
   s.n = s.n.neg();
 }
 
 // Calls f(i, full vector count or tail count as a constant or a number) over n elements.
 template <class T, class F>
-inline void for_vectors(int64_t n, const F& f) {
+PYGEN_INLINE void for_vectors(int64_t n, const F& f) {
   constexpr int64_t W = Vec<T>::size();
   int64_t i = 0;
   for (; i + W <= n; i += W) f(i, std::integral_constant<int64_t, W>());
@@ -139,7 +139,7 @@ double forward_block(const T* __restrict in, const T* __restrict s, const T* __r
   using V = Vec<T>;
   const V tau(c.tau);
   if constexpr (A == Activation::kAdditive) {
-    for_vectors<T>(n, [&](int64_t i, auto w) {
+    for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
       at::vec::fmadd(tau, V::loadu(t + i, w), V::loadu(in + i, w)).store(out + i, w);
       if constexpr (kEach) V(T(0)).store(each + i, w);
     });
@@ -149,7 +149,7 @@ double forward_block(const T* __restrict in, const T* __restrict s, const T* __r
     const int64_t flush_every = form == LogForm::kMinusLog1p ? kBlock : 8 * V::size();
     LogSum<T> logs;
     V lin(T(0));
-    for_vectors<T>(n, [&](int64_t i, auto w) {
+    for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
       const V u = squash(V::loadu(s + i, w), gain ? V::loadu(gain + i, w) : V(c.gain), c).u;
       Scale<T> scale = scale_of<T, A>(u, c);
       if constexpr (kEach) {
@@ -193,7 +193,7 @@ template <class T, Activation A, bool kLast, bool kEach>
 void backward_block(const BackwardBlock<T>& p, int64_t n, const CouplingConsts<T>& c) {
   using V = Vec<T>;
   const V tau(c.tau);
-  for_vectors<T>(n, [&](int64_t i, auto w) {
+  for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
     const V g = V::loadu(p.g + i, w);
     if constexpr (A == Activation::kAdditive) {
       if (p.grad_in) g.store(p.grad_in + i, w);

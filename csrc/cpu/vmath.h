@@ -14,6 +14,9 @@
 #include <immintrin.h>
 #endif
 
+// GCC leaves functions that return several vectors as calls, with every vector through memory.
+#define PYGEN_INLINE inline __attribute__((always_inline))
+
 namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
@@ -23,21 +26,21 @@ using Vec = at::vec::Vectorized<T>;
 
 // Comparisons as the ISA holds them: a mask register, or a vector.
 #if defined(CPU_CAPABILITY_AVX512)
-inline __mmask16 less(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-inline __mmask8 less(const Vec<double>& a, const Vec<double>& b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
-inline Vec<float> select(__mmask16 mask, const Vec<float>& yes, const Vec<float>& no) {
+PYGEN_INLINE __mmask16 less(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+PYGEN_INLINE __mmask8 less(const Vec<double>& a, const Vec<double>& b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+PYGEN_INLINE Vec<float> select(__mmask16 mask, const Vec<float>& yes, const Vec<float>& no) {
   return _mm512_mask_blend_ps(mask, no, yes);
 }
-inline Vec<double> select(__mmask8 mask, const Vec<double>& yes, const Vec<double>& no) {
+PYGEN_INLINE Vec<double> select(__mmask8 mask, const Vec<double>& yes, const Vec<double>& no) {
   return _mm512_mask_blend_pd(mask, no, yes);
 }
 #else
 template <class T>
-inline Vec<T> less(const Vec<T>& a, const Vec<T>& b) {
+PYGEN_INLINE Vec<T> less(const Vec<T>& a, const Vec<T>& b) {
   return a < b;
 }
 template <class T>
-inline Vec<T> select(const Vec<T>& mask, const Vec<T>& yes, const Vec<T>& no) {
+PYGEN_INLINE Vec<T> select(const Vec<T>& mask, const Vec<T>& yes, const Vec<T>& no) {
   return Vec<T>::blendv(no, yes, mask);
 }
 #endif
@@ -45,21 +48,21 @@ inline Vec<T> select(const Vec<T>& mask, const Vec<T>& yes, const Vec<T>& no) {
 // --- exact scaling ---------------------------------------------------------------------------------------------------
 
 #if defined(CPU_CAPABILITY_AVX512)
-inline Vec<float> scale2(const Vec<float>& x, const Vec<float>& n) { return _mm512_scalef_ps(x, n); }
-inline Vec<double> scale2(const Vec<double>& x, const Vec<double>& n) { return _mm512_scalef_pd(x, n); }
+PYGEN_INLINE Vec<float> scale2(const Vec<float>& x, const Vec<float>& n) { return _mm512_scalef_ps(x, n); }
+PYGEN_INLINE Vec<double> scale2(const Vec<double>& x, const Vec<double>& n) { return _mm512_scalef_pd(x, n); }
 #else
 // 2^n for integral n within the exponents of normal numbers
 #if defined(CPU_CAPABILITY_AVX2)
-inline Vec<float> pow2(const Vec<float>& n) {
+PYGEN_INLINE Vec<float> pow2(const Vec<float>& n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
-inline Vec<double> pow2(const Vec<double>& n) {
+PYGEN_INLINE Vec<double> pow2(const Vec<double>& n) {
   const __m256i i = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n));
   return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_add_epi64(i, _mm256_set1_epi64x(1023)), 52));
 }
 #else
 template <class T>
-inline Vec<T> pow2(const Vec<T>& n) {
+PYGEN_INLINE Vec<T> pow2(const Vec<T>& n) {
   alignas(64) T v[Vec<T>::size()];
   n.store(v);
   for (T& e : v) {
@@ -76,7 +79,7 @@ inline Vec<T> pow2(const Vec<T>& n) {
 #endif
 // x 2^n, rounded once for normal results; n is integral or NaN
 template <class T>
-inline Vec<T> scale2(const Vec<T>& x, const Vec<T>& n) {
+PYGEN_INLINE Vec<T> scale2(const Vec<T>& x, const Vec<T>& n) {
   constexpr T kMax = sizeof(T) == 4 ? 126 : 1022;
   const Vec<T> lo(-kMax), hi(kMax);
   Vec<T> part = at::vec::clamp(select(n.isnan(), Vec<T>(0), n), lo, hi), rest = n - part;
@@ -100,7 +103,7 @@ struct Exp {
   Vec<T> m, n;
 };
 
-inline Exp<float> exp_parts(const Vec<float>& u) {
+PYGEN_INLINE Exp<float> exp_parts(const Vec<float>& u) {
   using V = Vec<float>;
   using at::vec::fmadd;
   const V x = at::vec::clamp(u, V(-250.f), V(250.f));
@@ -115,7 +118,7 @@ inline Exp<float> exp_parts(const Vec<float>& u) {
   return {fmadd(p, r * r, r) + V(1.f), n};
 }
 
-inline Exp<double> exp_parts(const Vec<double>& u) {
+PYGEN_INLINE Exp<double> exp_parts(const Vec<double>& u) {
   using V = Vec<double>;
   using at::vec::fmadd;
   const V x = at::vec::clamp(u, V(-2000.0), V(2000.0));
@@ -130,9 +133,9 @@ inline Exp<double> exp_parts(const Vec<double>& u) {
   return {fmadd(V(2.0), p / (q - p), V(1.0)), n};
 }
 
-inline Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }
+PYGEN_INLINE Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }
 
-inline Vec<float> tanh(const Vec<float>& x) {
+PYGEN_INLINE Vec<float> tanh(const Vec<float>& x) {
   using V = Vec<float>;
   using at::vec::fmadd;
   const V a = x.abs(), z = x * x;
@@ -174,7 +177,7 @@ template <>
 struct LogSum<float> {
   Vec<double> lo{1.0}, hi{1.0}, sum{0.0};
 
-  static void widen(const Vec<float>& x, Vec<double>& lo, Vec<double>& hi) {
+  static PYGEN_INLINE void widen(const Vec<float>& x, Vec<double>& lo, Vec<double>& hi) {
 #if defined(CPU_CAPABILITY_AVX512)
     lo = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
     hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
@@ -191,13 +194,13 @@ struct LogSum<float> {
     hi = Vec<double>::loadu(w + kHalf);
 #endif
   }
-  void add(const Vec<float>& q) {
+  PYGEN_INLINE void add(const Vec<float>& q) {
     Vec<double> a, b;
     widen(q, a, b);
     lo = lo * a;
     hi = hi * b;
   }
-  void add1p(const Vec<float>& e) {
+  PYGEN_INLINE void add1p(const Vec<float>& e) {
     Vec<double> a, b;
     widen(e, a, b);
     lo = at::vec::fmadd(lo, a, lo);
