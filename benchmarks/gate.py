@@ -1,0 +1,102 @@
+"""The correctness gate: an arm that does not compute the op gets no figure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cases import Case, Function, Inputs, Problem, Tensors
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A function with the tensors it is called with. leaves: the same tensors, recording gradients."""
+
+    function: Function
+    inputs: Tensors
+    leaves: Tensors
+    upstream: Tensors
+
+    def forward(self) -> Tensors:
+        return self.function(*self.leaves)
+
+    def backward(self, *outputs: Tensor) -> Tensors:
+        return torch.autograd.grad(outputs, self.leaves, self.upstream)
+
+    def full(self) -> Tensors:
+        return self.backward(*self.forward())
+
+
+def bind(function: Function, inputs: Inputs) -> Bound:
+    """Leaves and upstream gradients for a function; the gradients have the same values for every function."""
+    leaves = tuple(t.detach().requires_grad_() for t in inputs.tensors)
+    generator = torch.Generator(leaves[0].device).manual_seed(1)
+    upstream = []
+    for output in function(*leaves):
+        noise = torch.randn(output.shape, generator=generator, device=output.device)
+        noise = noise.bfloat16()  # values that any output dtype holds exactly
+        upstream.append(torch.empty_like(output, requires_grad=False).copy_(noise))
+    return Bound(function, tuple(t.detach() for t in inputs.tensors), leaves, tuple(upstream))
+
+
+def results(bound: Bound) -> dict[str, Tensor]:
+    """Outputs without gradient recording, and gradients."""
+    with torch.no_grad():
+        outputs = bound.function(*bound.inputs)
+    named = {f"output {i}": t for i, t in enumerate(outputs)}
+    return named | {f"gradient {i}": t for i, t in enumerate(bound.full())}
+
+
+class Gate:
+    """Judges arms against the float64 reference.
+
+    Ours: the largest error of every output and gradient is at most twice eager's plus one unit in the last place of the
+    largest value; eight units in float64, where the reference's own rounding is half of the difference and eager's
+    error may be nought (the reference against eager was up to 2 units over the cases of affine coupling).
+    Baselines: half the digits, which tells the same function from another one; how they round is their own affair.
+    """
+
+    def __init__(self, case: Case, problem: Problem) -> None:
+        inputs = problem.inputs
+        double = Inputs(tuple(t.double() for t in inputs.tensors), inputs.layout)
+        self.truth = results(bind(problem.reference, double))
+        self.eps = torch.finfo(case.dtype).eps
+        self.float64 = case.dtype == torch.float64
+        self.eager = [self.errors(bind(f, inputs)) for f in problem.eager.values()]
+
+    def errors(self, bound: Bound) -> dict[str, float]:
+        """Largest absolute error by name; inf where something is missing, of another shape, or NaN."""
+        found = results(bound)
+        return {name: _error(found.get(name), truth) for name, truth in self.truth.items()}
+
+    def ours(self, bound: Bound) -> str | None:
+        """None when ours is right, else what is wrong."""
+        ulps = 8 if self.float64 else 1
+        bounds = {
+            name: 2 * min(e[name] for e in self.eager) + ulps * self.eps * _size(truth)
+            for name, truth in self.truth.items()
+        }
+        return self._judge(self.errors(bound), bounds)
+
+    def baseline(self, bound: Bound) -> str | None:
+        """None when an arm computes the same function, else what differs."""
+        bounds = {name: math.sqrt(self.eps) * _size(truth) for name, truth in self.truth.items()}
+        return self._judge(self.errors(bound), bounds)
+
+    def _judge(self, errors: dict[str, float], bounds: dict[str, float]) -> str | None:
+        wrong = [f"{n}: error {e:.1e}, at most {bounds[n]:.1e}" for n, e in errors.items() if not e <= bounds[n]]
+        return "; ".join(wrong) or None
+
+
+def _size(truth: Tensor) -> float:
+    return float(truth.abs().max()) if truth.numel() else 0.0
+
+
+def _error(found: Tensor | None, truth: Tensor) -> float:
+    if found is None or found.shape != truth.shape:
+        return math.inf
+    error = _size(found.double() - truth)
+    return math.inf if math.isnan(error) else error
