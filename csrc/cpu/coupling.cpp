@@ -1,9 +1,7 @@
 // Affine coupling on the CPU: what is admitted, how tensors are cut into rows and tasks, threads, autograd.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty_native.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -87,6 +85,11 @@ const auto& backward_op() {
 // The default kernel (the Python reference, with the checks and their messages): it serves every backend without a
 // kernel of its own, so the key of one that nobody registers for leads to it.
 const c10::DispatchKeySet kDefaultKernel(c10::DispatchKey::PrivateUse3);
+
+// at::empty without the dispatcher, half a microsecond cheaper
+Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  return at::native::empty_cpu(sizes, dtype, at::kStrided, at::kCPU, false, format);
+}
 
 // --- what is admitted ------------------------------------------------------------------------------------------------
 
@@ -318,8 +321,8 @@ std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& params
   }
   const auto format = layout(x);
   const Tensor in = x.contiguous(format), p = params.contiguous(format);
-  Tensor y = at::empty(x.sizes(), x.options().memory_format(format));
-  Tensor total = at::empty({x.size(0)}, x.options().dtype(accumulate_type(x)));
+  Tensor y = empty(x.sizes(), x.scalar_type(), format);
+  Tensor total = empty({x.size(0)}, accumulate_type(x));
   Plan plan(in, p, gain, index, format, o);
   c10::SmallVector<double, 128> parts(size_t(plan.tasks()), 0.0);
   auto& a = plan.args;
@@ -356,14 +359,12 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
   const Tensor p = params.contiguous(format);
   need_gain = need_gain && gain.has_value() && !o.additive();
 
-  const auto output = [&](const Tensor& t, bool needed, bool zero) {
-    const auto laid_out = t.options().memory_format(format);
-    if (!needed) return at::empty({0}, t.options());
-    return zero ? at::zeros(t.sizes(), t.options()).contiguous(format) : at::empty(t.sizes(), laid_out);
+  const auto output = [&](const Tensor& t, bool needed) {
+    return needed ? empty(t.sizes(), t.scalar_type(), format) : empty({0}, t.scalar_type());
   };
-  Tensor grad_x = output(g, need_x, false);
-  Tensor grad_params = output(p, need_params, o.checkerboard());  // elements that pass have parameters too
-  Tensor grad_gain = at::empty(need_gain ? gain->sizes() : at::IntArrayRef{0}, g.options().dtype(accumulate_type(g)));
+  Tensor grad_x = output(g, need_x), grad_params = output(p, need_params);
+  if (o.checkerboard()) grad_params.zero_();  // elements that pass have parameters too
+  Tensor grad_gain = empty(need_gain ? gain->sizes() : at::IntArrayRef{0}, accumulate_type(g));
 
   Plan plan(g, p, gain, index, format, o);
   auto& a = plan.args;
@@ -433,13 +434,12 @@ struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
 bool wants_grad(const Tensor& t) { return t.defined() && t.requires_grad(); }
 bool wants_grad(const OptionalTensor& t) { return t && wants_grad(*t); }
 
-std::tuple<Tensor, Tensor> affine_coupling_autograd(const Tensor& x, const Tensor& params, const OptionalTensor& gain,
-                                                    const OptionalTensor& index, const OptionalTensor& logdet,
-                                                    std::string_view options) {
+std::tuple<Tensor, Tensor> affine_coupling_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& params,
+                                                    const OptionalTensor& gain, const OptionalTensor& index,
+                                                    const OptionalTensor& logdet, std::string_view options) {
   if (!at::GradMode::is_enabled() ||
       !(wants_grad(x) || wants_grad(params) || wants_grad(gain) || wants_grad(logdet))) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return forward_op().call(x, params, gain, index, logdet, options);
+    return forward_op().redispatch(keys & c10::after_ADInplaceOrView_keyset, x, params, gain, index, logdet, options);
   }
   auto outputs = CouplingFunction::apply(x, params, gain, index, logdet, options);
   return {outputs[0], outputs[1]};

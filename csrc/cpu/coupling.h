@@ -106,7 +106,15 @@ PYGEN_INLINE Scale<T> scale_of(const Vec<T>& u, const CouplingConsts<T>& c) {
   }
   if (c.eps > T(0)) {
     const V s0 = scale2(r.m, r.n), s = s0 + V(c.eps);
-    r = {s, zero, zero, s, r.d * s0 / s};
+    const Scale<T> plain{s, zero, zero, s, r.d * s0 / s};
+    if constexpr (A == Activation::kExp) {  // e^u may overflow: S = e^u (1 + eps e^-u)
+      const V q = at::vec::fmadd(V(c.eps), scale2(one / r.m, r.n.neg()), one);
+      const auto large = less(one, u);
+      r = {select(large, r.m * q, plain.m), select(large, r.n, zero), select(large, u, zero), select(large, q, plain.q),
+           select(large, one / q, plain.d)};
+    } else {
+      r = plain;
+    }
   }
   if (c.max_scale < std::numeric_limits<T>::infinity()) {
     const auto above = less(V(c.max_scale), scale2(r.m, r.n));
@@ -146,9 +154,8 @@ double forward_block(const T* __restrict in, const T* __restrict s, const T* __r
     return 0;
   } else {
     const LogForm form = log_form<T, A>(c);
-    const int64_t flush_every = form == LogForm::kMinusLog1p ? kBlock : 8 * V::size();
     LogSum<T> logs;
-    V lin(T(0));
+    Sum<T> lin;
     for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
       const V u = squash(V::loadu(s + i, w), gain ? V::loadu(gain + i, w) : V(c.gain), c).u;
       Scale<T> scale = scale_of<T, A>(u, c);
@@ -163,11 +170,11 @@ double forward_block(const T* __restrict in, const T* __restrict s, const T* __r
           scale.lin = V::set(zero, scale.lin, w);
           scale.q = V::set(form == LogForm::kMinusLog1p ? zero : one, scale.q, w);
         }
-        lin = lin + scale.lin;
+        lin.add(scale.lin);
         if (form == LogForm::kMinusLog1p) logs.add1p(scale.q);
         if (form == LogForm::kPlusLog) {
           logs.add(scale.q);
-          if ((i + V::size()) % flush_every == 0) logs.flush();
+          if (i / V::size() % 8 == 7) logs.flush();
         }
       }
       if (c.reciprocal) invert(scale);
@@ -176,7 +183,7 @@ double forward_block(const T* __restrict in, const T* __restrict s, const T* __r
       y.store(out + i, w);
     });
     if constexpr (kEach) return 0;
-    double sum = horizontal_sum(lin);
+    double sum = lin.total();
     if (form != LogForm::kLin) sum += (form == LogForm::kMinusLog1p ? -1.0 : 1.0) * logs.total();
     return double(c.sign) * sum;
   }

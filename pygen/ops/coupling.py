@@ -33,11 +33,12 @@ def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _number(name: str, value: Any, positive: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)):
         raise TypeError(f"affine_coupling: expected {name} to be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    number = float(value)
+    if not -math.inf < number < math.inf or (positive and number <= 0):  # torch.compile cannot trace math.isfinite
         raise ValueError(f"affine_coupling: expected {name} to be finite{' and > 0' * positive}, got {value}")
-    return float(value)
+    return number
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def _options(
         activation=_one_of("activation", activation, ACTIVATIONS),
         squash=_one_of("squash", squash, SQUASHES) or "none",
         part=part,
-        start=start,
-        stop=stop,
+        start=int(start),
+        stop=int(stop),
         shift=_one_of("shift", shift, ("after", "before")),
         order=_one_of("order", order, ("st", "ts")),
         interleaved=bool(interleaved),
@@ -474,9 +475,10 @@ def affine_coupling(
     if isinstance(part, str):
         name = part if part in PARTS else _one_of("part", part, PARTS)
     elif isinstance(part, slice):
-        if part.step not in (None, 1) or part.stop is None:
+        if part.step not in (None, 1):
             raise ValueError(f"affine_coupling: expected part as slice(start, stop), got {part}")
-        name, start, stop = "range", part.start or 0, part.stop
+        stop = (x.shape[1] if x.dim() > 1 else 0) if part.stop is None else part.stop
+        name, start = "range", part.start or 0
     else:
         index = channel_index(part, x)
     options = (_options if torch.compiler.is_compiling() else _options_cached)(

@@ -77,7 +77,7 @@ def log_slope(u: Tensor, activation: str, eps: float, max_scale: float | None) -
 
 
 def checkerboard(x: Tensor, part: Part) -> Tensor | None:
-    """True where the spatial coordinates (the channel, where there are none) have an even sum, or an odd one; else None."""
+    """True where the spatial coordinates (or else the channel) have an even sum, or an odd one; else None."""
     if not isinstance(part, str) or part not in ("even", "odd"):
         return None
     mask = torch.zeros((), dtype=torch.int64, device=x.device)
