@@ -41,6 +41,13 @@ def use(name: str) -> None:
     tier = name
 
 
+def quick(op: Any) -> Any:
+    """The op (an overload of torch.ops) as a function of all its arguments by position, a microsecond cheaper a call.
+
+    Not for code that torch.compile traces."""
+    return op if _glue is None else _glue.quick(op._schema.name, op)
+
+
 def _capability() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     return capability if capability in TIER_NAMES else "DEFAULT"

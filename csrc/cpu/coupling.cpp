@@ -34,7 +34,8 @@ struct Options {
   double offset = 0, eps = 0, max_scale = std::numeric_limits<double>::infinity(), gain = 1, width = 1, shift_scale = 1;
 
   bool set(std::string_view name, OptionValue value) {
-    if (name == "activation") return activation = Activation(value.among({"exp", "sigmoid", "softplus", "additive"})), true;
+    if (name == "activation")
+      return activation = Activation(value.among({"exp", "sigmoid", "softplus", "additive"})), true;
     if (name == "squash") return squash = Squash(value.among({"none", "tanh", "atan", "softsign"})), true;
     if (name == "part") {
       return part = Part(value.among({"first", "second", "all", "even", "odd", "range", "index"})), true;
@@ -64,15 +65,15 @@ struct Options {
 std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& params, const OptionalTensor& gain,
                                            const OptionalTensor& index, const OptionalTensor& logdet,
                                            std::string_view options);
-std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
-    const Tensor& grad_y, const Tensor& grad_logdet, const OptionalTensor& saved, const Tensor& params,
-    const OptionalTensor& gain, const OptionalTensor& index, std::string_view options, bool need_x, bool need_params,
-    bool need_gain);
+std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(const Tensor& grad_y, const Tensor& grad_logdet,
+                                                            const OptionalTensor& saved, const Tensor& params,
+                                                            const OptionalTensor& gain, const OptionalTensor& index,
+                                                            std::string_view options, bool need_x, bool need_params,
+                                                            bool need_gain);
 
 const auto& forward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pygen::affine_coupling", "")
-                             .typed<decltype(affine_coupling)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("pygen::affine_coupling", "").typed<decltype(affine_coupling)>();
   return op;
 }
 const auto& backward_op() {
@@ -168,8 +169,8 @@ at::MemoryFormat layout(const Tensor& x) {
 
 // --- rows and tasks --------------------------------------------------------------------------------------------------
 
-constexpr int64_t kChunk = 8192;       // elements of x that one task holds, about
-constexpr int64_t kParallel = 16384;   // elements below which a second thread costs more than it brings
+constexpr int64_t kChunk = 8192;      // elements of x that one task holds, about
+constexpr int64_t kParallel = 16384;  // elements below which a second thread costs more than it brings
 
 int64_t last_level_cache() {
   static const int64_t bytes = [] {
@@ -342,17 +343,18 @@ std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& params
 
 // --- backward --------------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
-    const Tensor& grad_y, const Tensor& grad_logdet, const OptionalTensor& saved, const Tensor& params,
-    const OptionalTensor& gain, const OptionalTensor& index, std::string_view options, bool need_x, bool need_params,
-    bool need_gain) {
+std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(const Tensor& grad_y, const Tensor& grad_logdet,
+                                                            const OptionalTensor& saved, const Tensor& params,
+                                                            const OptionalTensor& gain, const OptionalTensor& index,
+                                                            std::string_view options, bool need_x, bool need_params,
+                                                            bool need_gain) {
   const auto& o = parse_options<Options>(options);
   const bool has_saved = saved.has_value() && saved->defined();
   const Tensor& like = has_saved ? *saved : grad_y;
   if (!admits(like, params, gain, index, grad_logdet, o) || grad_y.sizes() != like.sizes() ||
       grad_y.scalar_type() != like.scalar_type() || !grad_y.is_cpu() || has_saved == o.additive()) {
-    return backward_op().redispatch(kDefaultKernel, grad_y, grad_logdet, saved, params, gain, index, options,
-                                    need_x, need_params, need_gain);
+    return backward_op().redispatch(kDefaultKernel, grad_y, grad_logdet, saved, params, gain, index, options, need_x,
+                                    need_params, need_gain);
   }
   const auto format = layout(like);
   const Tensor g = grad_y.contiguous(format), z = has_saved ? saved->contiguous(format) : Tensor();
@@ -397,7 +399,8 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
   return {grad_x, grad_params, grad_gain};
 }
 
-// --- autograd: the C++ twin of register_autograd in pygen/ops/coupling.py, several microseconds cheaper a call --------
+// --- autograd: the C++ twin of register_autograd in pygen/ops/coupling.py, several microseconds cheaper a call
+// --------
 
 struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& params, const OptionalTensor& gain,
@@ -423,12 +426,15 @@ struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
     const bool need_gain = gain && ctx->needs_input_grad(2);
     const bool need_logdet =
         ctx->saved_data["logdet"].toBool() && ctx->needs_input_grad(2 + gain.has_value() + index.has_value());
-    auto [x, params, g] = backward_op().call(grads[0], grads[1], optional(saved[0]), saved[1], gain, index,
-                                             options, need_x, need_params, need_gain);
-    return {need_x ? x : Tensor(), need_params ? params : Tensor(), need_gain ? g : Tensor(), Tensor(),
-            need_logdet ? grads[1] : Tensor(), Tensor()};
+    auto [x, params, g] = backward_op().call(grads[0], grads[1], optional(saved[0]), saved[1], gain, index, options,
+                                             need_x, need_params, need_gain);
+    return {need_x ? x : Tensor(),
+            need_params ? params : Tensor(),
+            need_gain ? g : Tensor(),
+            Tensor(),
+            need_logdet ? grads[1] : Tensor(),
+            Tensor()};
   }
-
 };
 
 bool wants_grad(const Tensor& t) { return t.defined() && t.requires_grad(); }
@@ -437,25 +443,25 @@ bool wants_grad(const OptionalTensor& t) { return t && wants_grad(*t); }
 std::tuple<Tensor, Tensor> affine_coupling_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& params,
                                                     const OptionalTensor& gain, const OptionalTensor& index,
                                                     const OptionalTensor& logdet, std::string_view options) {
-  if (!at::GradMode::is_enabled() ||
-      !(wants_grad(x) || wants_grad(params) || wants_grad(gain) || wants_grad(logdet))) {
+  if (!at::GradMode::is_enabled() || !(wants_grad(x) || wants_grad(params) || wants_grad(gain) || wants_grad(logdet))) {
     return forward_op().redispatch(keys & c10::after_ADInplaceOrView_keyset, x, params, gain, index, logdet, options);
   }
   auto outputs = CouplingFunction::apply(x, params, gain, index, logdet, options);
   return {outputs[0], outputs[1]};
 }
 
-std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward_autograd(
-    const Tensor& grad_y, const Tensor& grad_logdet, const OptionalTensor& saved, const Tensor& params,
-    const OptionalTensor& gain, const OptionalTensor& index, std::string_view options, bool need_x, bool need_params,
-    bool need_gain) {
+std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward_autograd(const Tensor& grad_y, const Tensor& grad_logdet,
+                                                                     const OptionalTensor& saved, const Tensor& params,
+                                                                     const OptionalTensor& gain,
+                                                                     const OptionalTensor& index,
+                                                                     std::string_view options, bool need_x,
+                                                                     bool need_params, bool need_gain) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       !at::GradMode::is_enabled() || !(wants_grad(grad_y) || wants_grad(grad_logdet) || wants_grad(saved) ||
                                        wants_grad(params) || wants_grad(gain)),
       "pygen::affine_coupling_backward has no derivative: the op it belongs to is differentiable once");
   at::AutoDispatchBelowADInplaceOrView below;
-  return backward_op().call(grad_y, grad_logdet, saved, params, gain, index, options, need_x, need_params,
-                            need_gain);
+  return backward_op().call(grad_y, grad_logdet, saved, params, gain, index, options, need_x, need_params, need_gain);
 }
 
 TORCH_LIBRARY_IMPL(pygen, CPU, m) {

@@ -1,9 +1,10 @@
 // Affine coupling, one ISA tier: out = (in + tau) M or in M + tau, log M, and their gradients.
-// NICE (arXiv 1410.8516), RealNVP (1605.08803) eq. 7-8, Glow (1807.03039) table 1; reference: pygen/reference/coupling.py.
+// NICE (arXiv 1410.8516), RealNVP (1605.08803) eq. 7-8, Glow (1807.03039) table 1; reference:
+// pygen/reference/coupling.py.
 //
-// Two layers. Blocks: the maths, on up to kBlock contiguous elements of the arithmetic type. Above them the walk over rows:
-// it hands rows to blocks as they lie in memory where that is possible, else packs them (other storage type, strides,
-// gathers, rows too short for a vector, streaming stores).
+// Two layers. Blocks: the maths, on up to kBlock contiguous elements of the arithmetic type. Above them the walk over
+// rows: it hands rows to blocks as they lie in memory where that is possible, else packs them (other storage type,
+// strides, gathers, rows too short for a vector, streaming stores).
 //
 // The scale is kept as m 2^n, and products are scaled by 2^n last: they are right wherever the result is representable.
 #pragma once
@@ -242,22 +243,22 @@ BackwardBlockFn<T> backward_block_for(bool last) {
 }
 
 // picks FN<T, kEach, A>(last) for a run-time activation
-#define PYGEN_BY_ACTIVATION(FN, T, EACH, activation, last)                                             \
-  ((activation) == Activation::kExp        ? FN<T, EACH, Activation::kExp>(last)                       \
-   : (activation) == Activation::kSigmoid  ? FN<T, EACH, Activation::kSigmoid>(last)                   \
-   : (activation) == Activation::kSoftplus ? FN<T, EACH, Activation::kSoftplus>(last)                  \
+#define PYGEN_BY_ACTIVATION(FN, T, EACH, activation, last)                            \
+  ((activation) == Activation::kExp        ? FN<T, EACH, Activation::kExp>(last)      \
+   : (activation) == Activation::kSigmoid  ? FN<T, EACH, Activation::kSigmoid>(last)  \
+   : (activation) == Activation::kSoftplus ? FN<T, EACH, Activation::kSoftplus>(last) \
                                            : FN<T, EACH, Activation::kAdditive>(last))
 
 // --- rows ------------------------------------------------------------------------------------------------------------
 
 // The changing elements of a row, or of a piece of one; offsets from the sample's first element.
 struct Row {
-  int64_t x, n, step;           // x + cols[i] or x + i * step, i < n
+  int64_t x, n, step;  // x + cols[i] or x + i * step, i < n
   const int64_t* cols;
   int64_t s, t, params_step;
   int64_t gain, gain_step;
-  int64_t copy_begin, copy_end;    // elements of the row to pass through: [copy_begin, copy_end) ...
-  int64_t hole_begin, hole_end;    // ... save these
+  int64_t copy_begin, copy_end;  // elements of the row to pass through: [copy_begin, copy_end) ...
+  int64_t hole_begin, hole_end;  // ... save these
 };
 
 inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
@@ -359,10 +360,12 @@ inline void for_rows(const CouplingArgs& a, int64_t begin, int64_t end, const F&
   }
 }
 
-// Elements that change in a full chunk; below kBlock, packed blocks span tasks. Fixed by the shape alone, so that results
-// do not depend on how threads share the tasks.
+// Elements that change in a full chunk; below kBlock, packed blocks span tasks. Fixed by the shape alone, so that
+// results do not depend on how threads share the tasks.
 inline bool small_tasks(const CouplingArgs& a) {
-  const int64_t per_row = a.pattern == Pattern::kCheckerRows ? a.row / 2 : a.pattern == Pattern::kRange || a.pattern == Pattern::kGather ? a.count : a.row;
+  const int64_t per_row = a.pattern == Pattern::kCheckerRows                              ? a.row / 2
+                          : a.pattern == Pattern::kRange || a.pattern == Pattern::kGather ? a.count
+                                                                                          : a.row;
   return a.pieces == 1 && per_row * a.rows_per_chunk < kBlock;
 }
 
@@ -389,7 +392,8 @@ inline void add_gain_gradient(const CouplingArgs& a, const Packed& e, const T* g
 
 // Splits a row into stretches of at most `room()` elements and hands each to `take`.
 template <class Take, class Room>
-inline void for_stretches(const CouplingArgs& a, const Row& w, int64_t task, int64_t sample, const Room& room, const Take& take) {
+inline void for_stretches(const CouplingArgs& a, const Row& w, int64_t task, int64_t sample, const Room& room,
+                          const Take& take) {
   const int64_t x0 = sample * a.rows * a.row, p0 = sample * a.params_sample;
   for (int64_t j = 0; j < w.n;) {
     const int64_t n = std::min(w.n - j, room());
@@ -492,8 +496,15 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
 
   alignas(64) T g[kBlock], l[kBlock], zs[kBlock], s[kBlock], t[kBlock], gains[kBlock];
   alignas(64) T grad_in[kBlock], grad_s[kBlock], grad_t[kBlock], grad_gain[kBlock];
-  const BackwardBlock<T> buffers{g, l, zs, s, t, gain ? gains : nullptr, grad_x ? grad_in : nullptr,
-                                 grad_params && !additive ? grad_s : nullptr, grad_params ? grad_t : nullptr,
+  const BackwardBlock<T> buffers{g,
+                                 l,
+                                 zs,
+                                 s,
+                                 t,
+                                 gain ? gains : nullptr,
+                                 grad_x ? grad_in : nullptr,
+                                 grad_params && !additive ? grad_s : nullptr,
+                                 grad_params ? grad_t : nullptr,
                                  a.grad_gain ? grad_gain : nullptr};
   Packed packed[kBlock];
   int64_t used = 0, stretches = 0;

@@ -19,15 +19,15 @@ enum class Pattern : int {
 struct CouplingArgs {
   // geometry
   Pattern pattern;
-  int64_t rows, row;            // x, y and their gradients: [batch, rows, row]
-  int64_t params_sample;        // elements of params in one sample
-  int64_t params_row;           // kRange, kGather, kCheckerPixels: elements of params in one row
-  int64_t start, step, count;   // see Pattern
-  int64_t s_start, t_start;     // of s and t: in a row of params (kRange, kGather, kCheckerPixels), or a channel
-  int64_t params_step;          // from one s (or t) to the next, in elements, or in channels
-  const int64_t* cols;          // [count]
-  const int64_t* channel;       // [rows]: the place of a channel among those that change, or -1
-  const uint8_t* parity;        // kChecker*: 1 where an image row begins with an element that passes
+  int64_t rows, row;              // x, y and their gradients: [batch, rows, row]
+  int64_t params_sample;          // elements of params in one sample
+  int64_t params_row;             // kRange, kGather, kCheckerPixels: elements of params in one row
+  int64_t start, step, count;     // see Pattern
+  int64_t s_start, t_start;       // of s and t: in a row of params (kRange, kGather, kCheckerPixels), or a channel
+  int64_t params_step;            // from one s (or t) to the next, in elements, or in channels
+  const int64_t* cols;            // [count]
+  const int64_t* channel;         // [rows]: the place of a channel among those that change, or -1
+  const uint8_t* parity;          // kChecker*: 1 where an image row begins with an element that passes
   int64_t image_row, image_rows;  // kChecker*: elements in an image row, image rows in a channel
   int64_t gain_start, gain_step;  // kRange: of the first changing element, and between two
   int64_t gain_count;             // 0: no gain tensor; 1: one for all; else one for a channel
@@ -36,20 +36,20 @@ struct CouplingArgs {
   // options
   Activation activation;
   Squash squash;
-  bool multiply_last;   // out = (in + tau) M, else out = in M + tau
-  bool reciprocal;      // M = 1 / S, else S
-  bool recover;         // multiply first: z holds out, not in
-  bool stream;          // outputs exceed the last-level cache
+  bool multiply_last;  // out = (in + tau) M, else out = in M + tau
+  bool reciprocal;     // M = 1 / S, else S
+  bool recover;        // multiply first: z holds out, not in
+  bool stream;         // outputs exceed the last-level cache
   double offset, eps, max_scale, gain, width;
-  double tau;           // tau = this times t
+  double tau;  // tau = this times t
   // tensors
-  const void *x, *params, *gain_values;        // forward: in; gain_values in the arithmetic type
-  void* y;                                     // forward: out
-  double* log_scale;                           // forward: [batch * chunks] sums of log M
-  const void *grad_y, *z;                      // backward: z is in or out
-  const double* grad_logdet;                   // backward: [batch], of sum log M
-  void *grad_x, *grad_params;                  // backward; either may be null
-  double* grad_gain;                           // backward: [batch * chunks, gain_count] or null
+  const void *x, *params, *gain_values;  // forward: in; gain_values in the arithmetic type
+  void* y;                               // forward: out
+  double* log_scale;                     // forward: [batch * chunks] sums of log M
+  const void *grad_y, *z;                // backward: z is in or out
+  const double* grad_logdet;             // backward: [batch], of sum log M
+  void *grad_x, *grad_params;            // backward; either may be null
+  double* grad_gain;                     // backward: [batch * chunks, gain_count] or null
 };
 
 // Storage types of x and of params that a kernel was compiled for; arithmetic is in float, or double for double.

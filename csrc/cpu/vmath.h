@@ -1,5 +1,5 @@
-// Vector maths that at::vec lacks, on top of it: exp as mantissa and exponent, exact scaling by powers of two, a fast tanh,
-// sums of logarithms by products, streaming stores. Same inline namespace as at::vec's: one copy per ISA tier.
+// Vector maths that at::vec lacks, on top of it: exp as mantissa and exponent, exact scaling by powers of two, a fast
+// tanh, sums of logarithms by products, streaming stores. Same inline namespace as at::vec's: one copy per ISA tier.
 //
 // Measured worst errors against float64 (tests/coupling/test_vmath.py): exp 0.96 ulp, tanh 1.26 ulp.
 #pragma once
@@ -97,7 +97,8 @@ PYGEN_INLINE Vec<T> scale2(const Vec<T>& x, const Vec<T>& n) {
 
 // --- exp and tanh ----------------------------------------------------------------------------------------------------
 
-// e^u = m 2^n with m in [1/sqrt 2, sqrt 2]. Beyond |u| = kLimit every product with a finite number is 0 or infinite anyway.
+// e^u = m 2^n with m in [1/sqrt 2, sqrt 2]. Beyond |u| = kLimit every product with a finite number is 0 or infinite
+// anyway.
 template <class T>
 struct Exp {
   Vec<T> m, n;
@@ -307,7 +308,8 @@ inline void copy(T* __restrict dst, const T* __restrict src, int64_t n, bool str
 
 // the inverse of load
 template <class S, class T>
-inline void store(S* __restrict dst, const T* __restrict src, int64_t step, const int64_t* cols, int64_t n, bool stream) {
+inline void store(S* __restrict dst, const T* __restrict src, int64_t step, const int64_t* cols, int64_t n,
+                  bool stream) {
   if (cols) {
     for (int64_t i = 0; i < n; ++i) dst[cols[i] * step] = static_cast<S>(src[i]);
   } else if (step != 1) {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import _ext, backends
 from .._lib import define, layout, once_differentiable
 from .._options import Options
 from ..reference import coupling as reference
@@ -481,7 +481,8 @@ def affine_coupling(
         name, start = "range", part.start or 0
     else:
         index = channel_index(part, x)
-    options = (_options if torch.compiler.is_compiling() else _options_cached)(
+    compiling = torch.compiler.is_compiling()
+    options = (_options if compiling else _options_cached)(
         activation, squash, name, start, stop, shift, order, interleaved, inverse, memory_efficient, offset, eps,
         max_scale, gain_value, width, shift_scale,
     )  # fmt: skip
@@ -489,10 +490,11 @@ def affine_coupling(
         gain_tensor = None if activation == "additive" else _gain(gain_tensor, x)
     if backends.forced is not None and backends.choose("affine_coupling", x) == "reference":
         return _default(x, params, gain_tensor, index, logdet, CouplingOptions.parse(options))
-    return _op(x, params, gain_tensor, index, logdet, options)  # type: ignore[no-any-return]
+    return (_op if compiling else _quick_op)(x, params, gain_tensor, index, logdet, options)  # type: ignore[no-any-return]
 
 
 _op = torch.ops.pygen.affine_coupling.default
+_quick_op = _ext.quick(_op)
 
 
 def _gain(gain: Any, x: Tensor) -> Tensor:
