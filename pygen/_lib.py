@@ -98,3 +98,10 @@ def layout(x: torch.Tensor) -> torch.memory_format:
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def refuse_tangents(op: str, *tensors: torch.Tensor | None) -> None:
+    """Raises for forward-mode differentiation, which torch would otherwise ignore: no op has a formula for it."""
+    for tensor in tensors:
+        if tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{op} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad)")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-O = TypeVar("O", bound="Options")
+Own = TypeVar("Own", bound="Options")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Options:
         return " ".join(words)
 
     @classmethod
-    def parse(cls: type[O], text: str) -> O:
+    def parse(cls: type[Own], text: str) -> Own:
         """The inverse of str(); raises ValueError for anything else."""
-        return cast(O, _parse(cast(Any, cls), text))
+        return cast(Own, _parse(cast(Any, cls), text))
 
 
 @lru_cache(maxsize=1024)

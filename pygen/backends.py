@@ -1,7 +1,7 @@
 """Which implementation serves an op, and why.
 
-The automatic choice never raises: a native kernel where there is one, else the plain PyTorch reference. An explicit one,
-`use("native")` or `PYGEN_BACKEND=native`, raises when it cannot be honoured.
+The automatic choice never raises: a native kernel where there is one, else the plain PyTorch reference. An explicit
+one, `use("native")` or `PYGEN_BACKEND=native`, raises when it cannot be honoured.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _native(op: str, device: str) -> tuple[str | None, str]:
 
 
 def explain(op: str, *args: object) -> Explanation:
-    """What would run op for these arguments (the first tensor's device counts; a device or its name will do), and why."""
+    """What would run op for these arguments, and why. The first tensor, or device, or name of one, decides."""
     if op not in OPS:
         raise ValueError(f"explain: expected one of {', '.join(sorted(OPS))}, got {op!r}")
     device = "cpu"

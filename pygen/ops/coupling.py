@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _ext, backends
-from .._lib import define, layout, once_differentiable
+from .._lib import define, layout, once_differentiable, refuse_tangents
 from .._options import Options
 from ..reference import coupling as reference
 
@@ -490,6 +491,8 @@ def affine_coupling(
         gain_tensor = None if activation == "additive" else _gain(gain_tensor, x)
     if backends.forced is not None and backends.choose("affine_coupling", x) == "reference":
         return _default(x, params, gain_tensor, index, logdet, CouplingOptions.parse(options))
+    if forward_ad._current_level >= 0:
+        refuse_tangents("affine_coupling", x, params, gain_tensor, logdet)
     return (_op if compiling else _quick_op)(x, params, gain_tensor, index, logdet, options)  # type: ignore[no-any-return]
 
 

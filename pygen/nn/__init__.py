@@ -1,0 +1,14 @@
+"""Layers of models: thin modules over `pygen.ops`.
+
+A flow layer is called as `layer(x, logdet, condition, inverse=False) -> (y, logdet)`. The log-determinant [B] runs
+through the layers (None starts at zero); condition is [B, F] or None.
+"""
+
+from .chain import Chain
+from .condition import Condition
+from .coupling import AffineCoupling
+from .dequantize import Logit, dequantize, quantize
+from .nets import ResidualNet
+from .squeeze import Squeeze
+
+__all__ = ["AffineCoupling", "Chain", "Condition", "Logit", "ResidualNet", "Squeeze", "dequantize", "quantize"]

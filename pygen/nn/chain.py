@@ -1,0 +1,16 @@
+"""Flow layers in a row."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Chain(nn.ModuleList):
+    """Flow layers in a row, in reverse for the inverse; itself a flow layer."""
+
+    def forward(
+        self, x: Tensor, logdet: Tensor | None = None, condition: Tensor | None = None, *, inverse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        for layer in reversed(self) if inverse else self:
+            x, logdet = layer(x, logdet, condition, inverse=inverse)
+        return x, logdet

@@ -1,0 +1,70 @@
+"""What a model is conditioned on: a label, a context vector, both or nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Condition(nn.Module):
+    """One vector [B, features] of a label y [B] and a context [B, context_features]; None where there is neither.
+
+    num_classes: labels are 0 .. num_classes - 1; None for a model without labels.
+    context_features: width of the context; 0 for a model without one.
+    embedding: width of a label's learned embedding.
+
+    Labels out of range raise ValueError on the CPU. On a GPU, where looking would stall the stream, and under
+    torch.compile, they make that sample's vector NaN.
+    """
+
+    def __init__(self, num_classes: int | None = None, context_features: int = 0, embedding: int = 32) -> None:
+        super().__init__()
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"expected num_classes >= 1 or None, got {num_classes}")
+        if context_features < 0:
+            raise ValueError(f"expected context_features >= 0, got {context_features}")
+        self.num_classes = num_classes
+        self.context_features = context_features
+        self.embedding = None if num_classes is None else nn.Embedding(num_classes, embedding)
+        self.features = context_features + (0 if num_classes is None else embedding)
+
+    def forward(self, batch: int, y: Tensor | None, context: Tensor | None) -> Tensor | None:
+        parts = []
+        if self.embedding is not None:
+            y = self.check_labels(batch, y)
+            inside = y.clamp(0, self.embedding.num_embeddings - 1)
+            label = self.embedding(inside)  # [B, embedding]
+            parts.append(torch.where((y == inside)[:, None], label, torch.nan))
+        elif y is not None:
+            raise ValueError("expected no labels: the model has none (num_classes=None)")
+        if self.context_features:
+            parts.append(self.check_context(batch, context))
+        elif context is not None:
+            raise ValueError("expected no context: the model takes none (context_features=0)")
+        return torch.cat(parts, 1) if parts else None  # [B, features]
+
+    def check_labels(self, batch: int, y: Tensor | None) -> Tensor:
+        if y is None:
+            raise ValueError(
+                f"expected labels y of shape ({batch},): the model has {self.num_classes} classes, got None"
+            )
+        if not isinstance(y, Tensor) or y.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+            raise TypeError(f"expected labels y as an integer tensor, got {getattr(y, 'dtype', type(y).__name__)}")
+        if y.shape != (batch,):
+            raise ValueError(f"expected labels y of shape ({batch},), got {tuple(y.shape)}")
+        y = y.long()
+        if y.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+            low, high = int(y.min()), int(y.max())
+            if low < 0 or high >= (self.num_classes or 0):
+                raise ValueError(f"expected labels in [0, {self.num_classes}), got {low if low < 0 else high}")
+        return y
+
+    def check_context(self, batch: int, context: Tensor | None) -> Tensor:
+        expected = (batch, self.context_features)
+        if context is None:
+            raise ValueError(f"expected context of shape {expected}, got None")
+        if context.shape != expected:
+            raise ValueError(f"expected context of shape {expected}, got {tuple(context.shape)}")
+        if not context.is_floating_point():
+            raise TypeError(f"expected a floating-point context, got {context.dtype}")
+        return context

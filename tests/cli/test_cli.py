@@ -1,0 +1,192 @@
+"""The `pygen` command, and what importing pygen costs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+import pygen
+from pygen import backends, cli, info
+from pygen import demo as sections
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("module", ["pygen", "pygen.models", "pygen.data", "pygen.cli", "pygen.info", "pygen.demo"])
+def test_import_is_light(module: str) -> None:
+    heavy = ("triton", "sklearn", "matplotlib", "diffusers", "safetensors", "PIL", "pygen.kernels", "pygen.benchmarks")
+    code = (
+        f"import sys, torch; before = set(sys.modules); import {module}; "
+        f"print([m for m in {heavy} if m in sys.modules and m not in before])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_lists_every_command() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for command in ("bench", "demo", "info"):
+        assert f"  {command}  " in result.output
+    assert pygen.__version__ in invoke("--version").output
+    assert invoke("nonsense").exit_code == 2
+
+
+def test_a_command_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli._ELSEWHERE, "bench", "pygen.nowhere")
+    assert "No module named 'pygen.nowhere'" in invoke("--help").output.replace("\n", " ")
+    result = invoke("bench", "coupling", "--quick")
+    assert result.exit_code == 1
+    assert "pygen bench is not available: No module named 'pygen.nowhere'" in result.output
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_as_json() -> None:
+    data = json.loads(invoke("info", "--json").output)
+    assert data["versions"]["torch"] == torch.__version__
+    assert data["tiers"]["in use"] == pygen._ext.tier
+    rows = {(row["op"], row["device"]): row for row in data["ops"]}
+    row = rows["affine_coupling", "cpu"]
+    choice = backends.explain("affine_coupling", "cpu")
+    assert (row["runs"], row["reasons"]) == (choice.implementation, list(choice.reasons))
+    assert ("affine_coupling_backward", "cuda") in rows
+    assert {row["state"] for row in data["verified on"]} >= {"verified"}
+
+
+def test_info_names_switches_in_force_and_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in info.SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    assert "Environment switches in force: none" in invoke("info").output
+    monkeypatch.setenv("OMP_NUM_THREADS", "[3]")  # brackets are not markup
+    output = invoke("info").output
+    assert "[3]" in output
+    assert info.SWITCHES["OMP_NUM_THREADS"] in output
+    assert json.loads(invoke("info", "--json").output)["switches"] == {"OMP_NUM_THREADS": "[3]"}
+
+
+def test_info_says_what_would_run_and_why_nothing_better() -> None:
+    with backends.use("reference"):
+        output = invoke("info").output
+    assert "PyTorch reference" in output
+    assert "asked for" in output
+    for kernels, hardware, _ in info.VERIFIED_ON:
+        assert kernels in output
+        assert hardware in output
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo() -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+
+
+@pytest.mark.usefixtures("demo")
+def test_demo_draws_repeats_itself_and_leaves_the_global_stream_alone(tmp_path: Path) -> None:
+    outputs, state = [], torch.random.get_rng_state()
+    for folder in ("a", "b/c"):
+        result = invoke("demo", "realnvp", "--steps", "2", "--out", str(tmp_path / folder), "--no-bench")
+        assert result.exit_code == 0
+        outputs.append(result.output[result.output.index("held-out") : result.output.index("RealNVP, moons")])
+    pictures = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert pictures == [f"realnvp_{name}.png" for name in ("attributes", "density", "interpolations", "samples")]
+    for name in pictures:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b/c" / name).read_bytes()
+    assert outputs[0] == outputs[1]
+    for row in ("Gaussian", "Gaussian per class", "RealNVP"):
+        assert row in outputs[0]
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_same_seed_gives_the_same_losses() -> None:
+    from pygen.data import digits
+    from pygen.demo import realnvp
+
+    console = Console(quiet=True)
+    curves = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        curves.append(realnvp.train_digits(digits()[0], 3, console)[1] + realnvp.train_density(3, console)[1])
+    assert len(curves[0]) == 6
+    assert curves[0] == curves[1] != curves[2]
+
+
+@pytest.mark.usefixtures("demo")
+def test_training_lowers_the_loss_and_returns_the_average() -> None:
+    from pygen.demo import realnvp
+
+    model, losses = realnvp.train_density(60, Console(quiet=True))
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+    assert not model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_baseline_is_the_gaussian_of_the_noisy_pixels() -> None:
+    from pygen.demo.realnvp import gaussian
+
+    images = torch.randint(17, (500, 1, 2, 2))
+    noisy = (images[:, None] + torch.rand(500, 400, 1, 2, 2)).flatten(0, 1).double().flatten(1)
+    fitted = gaussian(images)
+    # Sampling error of the noise only: 1 / 12 varies by about 1 / 12 / sqrt(200,000) here.
+    torch.testing.assert_close(fitted.mean, noisy.mean(0), rtol=0, atol=5e-3)
+    torch.testing.assert_close(fitted.covariance_matrix, noisy.T.cov(), rtol=0, atol=0.1)
+
+
+def test_demo_refuses(tmp_path: Path) -> None:
+    result = invoke("demo", "glow")
+    assert result.exit_code == 2
+    assert "expected realnvp, got glow" in result.output
+    (tmp_path / "file").touch()
+    assert invoke("demo", "--out", str(tmp_path / "file")).exit_code == 2
+    assert invoke("demo", "--steps", "0").exit_code == 2
+
+
+def test_demo_names_the_extra_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sklearn" else found(name, *a))
+    result = invoke("demo", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "the demo needs sklearn: pip install pygen[demo]" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("demo")
+def test_demo_ends_with_the_quick_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    @click.argument("ops", nargs=-1)
+    @click.option("--quick", is_flag=True)
+    @click.pass_context
+    def bench(ctx: click.Context, ops: tuple[str, ...], quick: bool) -> None:
+        click.echo(f"benchmark of {ops}, quick={quick}")
+        ctx.exit(3)
+
+    module = types.ModuleType("stand_in")
+    module.bench = bench
+    monkeypatch.setitem(sys.modules, "stand_in", module)
+    monkeypatch.setitem(cli._ELSEWHERE, "bench", "stand_in")
+    result = invoke("demo", "--steps", "1", "--out", str(tmp_path))
+    assert result.output.rstrip().endswith("benchmark of (), quick=True")
+    assert result.exit_code == 3
+    monkeypatch.setitem(cli._ELSEWHERE, "bench", "pygen.nowhere")
+    monkeypatch.setattr(sections, "run", lambda *_, **__: None)
+    result = invoke("demo", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert "pygen bench is not available" in result.output
