@@ -412,7 +412,7 @@ struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
     if (!o.additive()) saved = o.memory_efficient || o.multiply_last() ? y : x;
     ctx->save_for_backward({saved, params, gain.value_or(Tensor()), index.value_or(Tensor())});
     ctx->saved_data["options"] = std::string(options);
-    ctx->saved_data["logdet"] = logdet.has_value();
+    if (logdet) ctx->saved_data["logdet"] = true;
     return {y, total};
   }
 
@@ -425,7 +425,7 @@ struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
     const bool need_x = ctx->needs_input_grad(0), need_params = ctx->needs_input_grad(1);
     const bool need_gain = gain && ctx->needs_input_grad(2);
     const bool need_logdet =
-        ctx->saved_data["logdet"].toBool() && ctx->needs_input_grad(2 + gain.has_value() + index.has_value());
+        ctx->saved_data.count("logdet") && ctx->needs_input_grad(2 + gain.has_value() + index.has_value());
     auto [x, params, g] = backward_op().call(grads[0], grads[1], optional(saved[0]), saved[1], gain, index, options,
                                              need_x, need_params, need_gain);
     return {need_x ? x : Tensor(),

@@ -34,12 +34,17 @@ struct CouplingConsts {
         eps(T(a.eps)),
         max_scale(T(a.max_scale)),
         log_max(T(std::log(a.max_scale))),
-        gain(T(a.gain)),
         inv_width(T(1.0 / a.width)),
-        tau(T(a.tau)) {}
+        tau(T(a.tau)) {
+    set_gain(T(a.gain));
+  }
+  void set_gain(T g) {
+    gain = g;
+    slope = g * inv_width;
+  }
   Squash squash;
   bool reciprocal, recover;
-  T sign, offset, eps, max_scale, log_max, gain, inv_width, tau;
+  T sign, offset, eps, max_scale, log_max, gain, inv_width, slope, tau;
 };
 
 // u = gain h(s / width) + offset, with h and, for gradients, du/ds
@@ -49,9 +54,11 @@ struct Squashed {
 };
 
 template <class T>
-PYGEN_INLINE Squashed<T> squash(const Vec<T>& s, const Vec<T>& gain, const CouplingConsts<T>& c) {
+PYGEN_INLINE Squashed<T> squash(const Vec<T>& s, const T* gains, int64_t w, const CouplingConsts<T>& c) {
   using V = Vec<T>;
   V h = s * V(c.inv_width), slope(T(1));
+  if (c.squash == Squash::kNone && !gains) return {at::vec::fmadd(s, V(c.slope), V(c.offset)), h, V(c.slope)};
+  const V gain = gains ? V::loadu(gains, w) : V(c.gain);
   if (c.squash == Squash::kTanh) {
     h = tanh(h);
     slope = at::vec::fmadd(h.neg(), h, V(T(1)));
@@ -90,7 +97,7 @@ PYGEN_INLINE Scale<T> scale_of(const Vec<T>& u, const CouplingConsts<T>& c) {
     const Exp<T> e = exp_parts(u);
     r = {e.m, e.n, u, one, one};
   } else {
-    const Exp<T> parts = exp_parts(u.abs().neg());
+    const Exp<T> parts = exp_parts<true>(u.abs().neg());
     const V e = scale2(parts.m, parts.n), q = one + e;  // e = exp(-|u|) in [0, 1]
     const auto negative = less(u, zero);
     if constexpr (A == Activation::kSigmoid) {
@@ -158,7 +165,7 @@ double forward_block(const T* __restrict in, const T* __restrict s, const T* __r
     LogSum<T> logs;
     Sum<T> lin;
     for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
-      const V u = squash(V::loadu(s + i, w), gain ? V::loadu(gain + i, w) : V(c.gain), c).u;
+      const V u = squash(V::loadu(s + i, w), gain ? gain + i : nullptr, w, c).u;
       Scale<T> scale = scale_of<T, A>(u, c);
       if constexpr (kEach) {
         V log = scale.lin;
@@ -179,8 +186,9 @@ double forward_block(const T* __restrict in, const T* __restrict s, const T* __r
         }
       }
       if (c.reciprocal) invert(scale);
-      const V x = V::loadu(in + i, w), shift = tau * V::loadu(t + i, w);
-      const V y = kLast ? scale2((x + shift) * scale.m, scale.n) : scale2(x * scale.m, scale.n) + shift;
+      const V x = V::loadu(in + i, w), shift = V::loadu(t + i, w);
+      const V y = kLast ? scale2(at::vec::fmadd(tau, shift, x) * scale.m, scale.n)
+                        : at::vec::fmadd(tau, shift, scale2(x * scale.m, scale.n));
       y.store(out + i, w);
     });
     if constexpr (kEach) return 0;
@@ -207,8 +215,7 @@ void backward_block(const BackwardBlock<T>& p, int64_t n, const CouplingConsts<T
       if (p.grad_in) g.store(p.grad_in + i, w);
       if (p.grad_t) (tau * g).store(p.grad_t + i, w);
     } else {
-      const V gain = p.gain ? V::loadu(p.gain + i, w) : V(c.gain);
-      const Squashed<T> q = squash(V::loadu(p.s + i, w), gain, c);
+      const Squashed<T> q = squash(V::loadu(p.s + i, w), p.gain ? p.gain + i : nullptr, w, c);
       Scale<T> scale = scale_of<T, A>(q.u, c);
       if (c.reciprocal) invert(scale);
       const V gm = scale2(g * scale.m, scale.n);
@@ -457,7 +464,7 @@ void coupling_forward(const CouplingArgs& a, int64_t begin, int64_t end) {
   const auto run = [&](const Packed& e) {
     if constexpr (std::is_same_v<X, T> && std::is_same_v<P, T>) {
       const T* gains = gain && e.gain_step ? gain + e.gain : nullptr;
-      if (gain && !e.gain_step) c.gain = gain[e.gain];
+      if (gain && !e.gain_step) c.set_gain(gain[e.gain]);
       a.log_scale[e.task] += block(x + e.x, params + e.s, params + e.t, gains, y + e.x, nullptr, e.n, c);
     }
   };
@@ -546,7 +553,7 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
       p.s = params + e.s;
       p.t = params + e.t;
       p.gain = gain && e.gain_step ? gain + e.gain : nullptr;
-      if (gain && !e.gain_step) c.gain = gain[e.gain];
+      if (gain && !e.gain_step) c.set_gain(gain[e.gain]);
       if (p.grad_in) p.grad_in = grad_x + e.x;
       if (p.grad_s) p.grad_s = grad_params + e.s;
       if (p.grad_t) p.grad_t = grad_params + e.t;

@@ -104,10 +104,11 @@ struct Exp {
   Vec<T> m, n;
 };
 
+template <bool kNegative = false>  // kNegative: u <= 0
 PYGEN_INLINE Exp<float> exp_parts(const Vec<float>& u) {
   using V = Vec<float>;
   using at::vec::fmadd;
-  const V x = at::vec::clamp(u, V(-250.f), V(250.f));
+  const V x = kNegative ? at::vec::clamp_min(u, V(-250.f)) : at::vec::clamp(u, V(-250.f), V(250.f));
   const V n = (x * V(1.44269504088896341f)).round();
   const V r = fmadd(n, V(2.12194440e-4f), fmadd(n, V(-0.693359375f), x));
   V p(1.9875691500e-4f);  // Cephes expf
@@ -119,6 +120,7 @@ PYGEN_INLINE Exp<float> exp_parts(const Vec<float>& u) {
   return {fmadd(p, r * r, r) + V(1.f), n};
 }
 
+template <bool kNegative = false>
 PYGEN_INLINE Exp<double> exp_parts(const Vec<double>& u) {
   using V = Vec<double>;
   using at::vec::fmadd;

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..reference.coupling import checkerboard
 
 
 class AffineCoupling(nn.Module):
@@ -37,9 +38,8 @@ class AffineCoupling(nn.Module):
 
     def kept(self, x: Tensor) -> Tensor:
         """What the net may see: the part of x that does not change."""
-        if self.part in ("first", "second"):
-            first, second = x.chunk(2, 1)
-            return second if self.part == "first" else first
-        w = torch.arange(x.shape[-1], device=x.device)
-        h = torch.arange(x.shape[-2], device=x.device)[:, None] if x.dim() > 2 else 0
-        return x * ((h + w) % 2 == (self.part == "even"))  # [H, W], or [C] for rank 2
+        mask = checkerboard(x, self.part)
+        if mask is not None:
+            return torch.where(mask, 0, x)
+        first, second = x.chunk(2, 1)
+        return second if self.part == "first" else first
