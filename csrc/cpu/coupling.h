@@ -25,6 +25,7 @@ constexpr int64_t kDirect = 16;  // a shorter row is packed with its neighbours
 
 template <class T>
 struct CouplingConsts {
+  static constexpr bool kPlain = false;
   explicit CouplingConsts(const CouplingArgs& a)
       : squash(a.squash),
         reciprocal(a.reciprocal),
@@ -47,17 +48,27 @@ struct CouplingConsts {
   T sign, offset, eps, max_scale, log_max, gain, inv_width, slope, tau;
 };
 
+// The same where nothing bounds the scale: known to the compiler, the loop is straight-line code.
+template <class T>
+struct PlainConsts : CouplingConsts<T> {
+  explicit PlainConsts(const CouplingConsts<T>& c) : CouplingConsts<T>(c) {}
+  static constexpr bool kPlain = true, reciprocal = false;
+  static constexpr Squash squash = Squash::kNone;
+  static constexpr T eps = T(0), max_scale = std::numeric_limits<T>::infinity();
+};
+
 // u = gain h(s / width) + offset, with h and, for gradients, du/ds
 template <class T>
 struct Squashed {
   Vec<T> u, h, slope;
 };
 
-template <class T>
-PYGEN_INLINE Squashed<T> squash(const Vec<T>& s, const T* gains, int64_t w, const CouplingConsts<T>& c) {
+template <class T, class C>
+PYGEN_INLINE Squashed<T> squash(const Vec<T>& s, const T* gains, int64_t w, const C& c) {
   using V = Vec<T>;
   V h = s * V(c.inv_width), slope(T(1));
-  if (c.squash == Squash::kNone && !gains) return {at::vec::fmadd(s, V(c.slope), V(c.offset)), h, V(c.slope)};
+  if (C::kPlain || (c.squash == Squash::kNone && !gains))
+    return {at::vec::fmadd(s, V(c.slope), V(c.offset)), h, V(c.slope)};
   const V gain = gains ? V::loadu(gains, w) : V(c.gain);
   if (c.squash == Squash::kTanh) {
     h = tanh(h);
@@ -82,14 +93,14 @@ struct Scale {
 // How log S follows from lin and q.
 enum class LogForm { kLin, kMinusLog1p, kPlusLog };
 
-template <class T, Activation A>
-PYGEN_INLINE LogForm log_form(const CouplingConsts<T>& c) {
+template <class T, Activation A, class C>
+PYGEN_INLINE LogForm log_form(const C& c) {
   if (c.eps > T(0) || A == Activation::kSoftplus) return LogForm::kPlusLog;
   return A == Activation::kExp ? LogForm::kLin : LogForm::kMinusLog1p;
 }
 
-template <class T, Activation A>
-PYGEN_INLINE Scale<T> scale_of(const Vec<T>& u, const CouplingConsts<T>& c) {
+template <class T, Activation A, class C>
+PYGEN_INLINE Scale<T> scale_of(const Vec<T>& u, const C& c) {
   using V = Vec<T>;
   const V zero(T(0)), one(T(1));
   Scale<T> r;
@@ -149,9 +160,9 @@ PYGEN_INLINE void for_vectors(int64_t n, const F& f) {
 }
 
 // out and the sum of log M over n elements; kEach: log M of each instead. gain: one an element, or null for c.gain.
-template <class T, Activation A, bool kLast, bool kEach>
-double forward_block(const T* __restrict in, const T* __restrict s, const T* __restrict t, const T* __restrict gain,
-                     T* __restrict out, T* __restrict each, int64_t n, const CouplingConsts<T>& c) {
+template <class T, Activation A, bool kLast, bool kEach, class C>
+double forward_rows(const T* __restrict in, const T* __restrict s, const T* __restrict t, const T* __restrict gain,
+                    T* __restrict out, T* __restrict each, int64_t n, const C& c) {
   using V = Vec<T>;
   const V tau(c.tau);
   if constexpr (A == Activation::kAdditive) {
@@ -205,8 +216,8 @@ struct BackwardBlock {
   T *grad_in, *grad_s, *grad_t, *grad_gain;
 };
 
-template <class T, Activation A, bool kLast, bool kEach>
-void backward_block(const BackwardBlock<T>& p, int64_t n, const CouplingConsts<T>& c) {
+template <class T, Activation A, bool kLast, bool kEach, class C>
+void backward_rows(const BackwardBlock<T>& p, int64_t n, const C& c) {
   using V = Vec<T>;
   const V tau(c.tau);
   for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
@@ -233,6 +244,27 @@ void backward_block(const BackwardBlock<T>& p, int64_t n, const CouplingConsts<T
       }
     }
   });
+}
+
+template <class T>
+inline bool plain(const T* gain, const CouplingConsts<T>& c) {
+  return !gain && !c.reciprocal && c.squash == Squash::kNone && c.eps == T(0) &&
+         c.max_scale == std::numeric_limits<T>::infinity();
+}
+
+template <class T, Activation A, bool kLast, bool kEach>
+double forward_block(const T* in, const T* s, const T* t, const T* gain, T* out, T* each, int64_t n,
+                     const CouplingConsts<T>& c) {
+  if (!kEach && plain(gain, c)) {
+    return forward_rows<T, A, kLast, kEach>(in, s, t, gain, out, each, n, PlainConsts<T>(c));
+  }
+  return forward_rows<T, A, kLast, kEach>(in, s, t, gain, out, each, n, c);
+}
+
+template <class T, Activation A, bool kLast, bool kEach>
+void backward_block(const BackwardBlock<T>& p, int64_t n, const CouplingConsts<T>& c) {
+  if (!kEach && plain(p.gain, c)) return backward_rows<T, A, kLast, kEach>(p, n, PlainConsts<T>(c));
+  backward_rows<T, A, kLast, kEach>(p, n, c);
 }
 
 template <class T>

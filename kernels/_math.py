@@ -1,0 +1,95 @@
+"""Mathematical functions for Triton kernels, accurate to an ulp or two, compiled and in Triton's interpreter alike.
+
+`tl.exp`, `tl.sqrt` and `/` compile to the GPU's approximations: the error of exp grows with its argument, a quotient by
+a large number is zero. Here float32 and float64 go to libdevice and to correctly rounded instructions. float16 and
+bfloat16 are storage types: convert first.
+"""
+
+import triton
+import triton.language as tl
+
+if triton.knobs.runtime.interpret:  # TRITON_INTERPRET=1 has no libdevice
+    import numpy as np
+    from triton.runtime.interpreter import interpreter_builder
+
+    def _elementwise(function):
+        return lambda x: tl.tensor(interpreter_builder.unary_op(x.handle, function), x.type)
+
+    exp, log, log1p, tanh, atan = map(_elementwise, (np.exp, np.log, np.log1p, np.tanh, np.arctan))
+else:
+    from triton.language.extra.cuda.libdevice import atan, exp, log, log1p, tanh
+
+__all__ = ["atan", "div", "exp", "exp_parts", "log", "log1p", "over", "scale2", "sqrt", "tanh", "times"]
+
+
+@triton.jit
+def div(a, b):
+    """a / b, correctly rounded. b: a tensor."""
+    if b.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def sqrt(x):
+    """The square root, correctly rounded."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+# Numbers of a far wider range than their type: m 2^n. A product with one is right wherever it is representable, though
+# m 2^n itself may be neither; and m 2^0 is an ordinary number, whose products are the ordinary ones bit by bit.
+
+
+@triton.jit
+def _pow2(k, like):
+    """2^k in the type of `like`, for k that give a normal number."""
+    if like.dtype == tl.float64:
+        return ((k.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+    else:
+        return ((k + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scale2(v, n):
+    """v 2^n, in two steps, since 2^n alone may overflow."""
+    return v * _pow2(n >> 1, v) * _pow2(n - (n >> 1), v)
+
+
+@triton.jit
+def times(v, m, n):
+    """v m 2^n. Half of 2^n comes before m and half after it: no step overflows or underflows but the result."""
+    return v * _pow2(n >> 1, v) * m * _pow2(n - (n >> 1), v)
+
+
+@triton.jit
+def over(v, m, n):
+    """v / (m 2^n)."""
+    return div(v * _pow2(-n >> 1, v), m) * _pow2(-n - (-n >> 1), v)
+
+
+@triton.jit
+def _clamp(v, limit):
+    """v within [-limit, limit]; NaN stays NaN."""
+    return tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
+
+
+@triton.jit
+def exp_parts(u):
+    """e^u as m 2^n: m within [0.7, 1.42], but at the far ends, where 2^n halts at the edge of two normal factors.
+
+    n = round(u / ln 2), m = e^(u - n ln 2), with ln 2 in two parts whose first, times n, is exact.
+    """
+    if u.dtype == tl.float64:
+        # Any subnormal number times e^1456 is infinite, any number times e^-1456 is zero. NaN passes.
+        u = _clamp(u, 1456.0)
+        n = _clamp(tl.floor(u * 1.4426950408889634 + 0.5), 2044.0)
+        m = exp(u - n * 0.693145751953125 - n * 1.42860682030941723212e-6)
+    else:
+        u = _clamp(u, 193.0)
+        n = _clamp(tl.floor(u * 1.4426950408889634 + 0.5), 252.0)
+        m = exp(u - n * 0.693359375 + n * 2.12194440e-4)
+    return m, n.to(tl.int32)

@@ -1,0 +1,122 @@
+"""Every op's Triton kernels in Triton's interpreter, under the checks of the contract. `test_interpreter.py` runs this
+file in a process of its own.
+
+float32 and float64 only: the interpreter's bfloat16 arithmetic is not the GPU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from pygen.kernels import coupling
+
+from pygen.ops.coupling import CouplingOptions
+from tests.contract.conftest import _uninitialised_memory_is_nan  # noqa: F401
+from tests.contract.params import few, small
+from tests.coupling.samples import KINDS, sample
+from tests.gpu.on_triton import SPECS, Triton
+from tests.harness import checks
+from tests.harness.calls import UPSTREAM
+from tests.harness.layouts import LAYOUTS
+from tests.harness.spec import F32, F64, OpSpec, Sample
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of values that no one uses
+
+INTERPRETER = Triton("interpreter")
+DTYPES = (F32, F64)
+
+
+@pytest.fixture
+def _interpreted():
+    with INTERPRETER.active():
+        yield
+
+
+def every(samples: Callable[[OpSpec], Iterable[Sample]], **factors: Any) -> Callable[..., Any]:
+    """Runs a test on each sample of each op, beside the next value of every factor, in the interpreter."""
+    rows = []
+    for spec in SPECS:
+        for i, one in enumerate(samples(spec)):
+            values = [v[i % len(v)] for v in factors.values()]
+            rows.append(pytest.param(spec, one, *values, id="-".join(map(str, (spec, one.name, *values)))))
+    parametrized = pytest.mark.parametrize(("spec", "sample", *factors), rows)
+    return lambda test: pytest.mark.usefixtures("_interpreted")(parametrized(test))
+
+
+@every(small, dtypes=DTYPES, layout=LAYOUTS, upstream=UPSTREAM)
+def test_options(spec, sample, dtypes, layout, upstream):
+    checks.accuracy(spec, sample, dtypes, layout, upstream)
+
+
+@every(lambda spec: list(spec.shapes())[::2], dtypes=DTYPES, layout=LAYOUTS, upstream=UPSTREAM)
+def test_shapes(spec, sample, dtypes, layout, upstream):
+    checks.accuracy(spec, sample, dtypes, layout, upstream)
+
+
+@every(lambda spec: spec.extremes(), dtypes=DTYPES)
+def test_extremes(spec, sample, dtypes):
+    checks.extremes(spec, sample, dtypes)
+
+
+@every(few, dtypes=DTYPES)
+def test_nan_stays_where_it_belongs(spec, sample, dtypes):
+    checks.nan_containment(spec, sample, dtypes)
+
+
+@every(few, dtypes=DTYPES, layout=LAYOUTS)
+def test_functional(spec, sample, dtypes, layout):
+    checks.functional(spec, sample, dtypes, layout)
+
+
+@every(few, dtypes=DTYPES, layout=LAYOUTS)
+def test_metadata(spec, sample, dtypes, layout):
+    checks.metadata(spec, sample, dtypes, layout)
+
+
+@every(lambda spec: few(spec) if spec.skips else ())
+def test_gradients_not_asked_for(spec, sample):
+    checks.skipped_outputs(spec, sample)
+
+
+# --- affine_coupling -------------------------------------------------------------------------------------------------
+
+
+def long_samples(spec: OpSpec) -> Iterable[Sample]:
+    """More elements than one program sums; more samples than one program takes."""
+    if spec.name == "affine_coupling":
+        for shape in ((2, 10, 30, 31), (19, 2, 16, 17)):
+            for i, options in enumerate(KINDS):
+                yield sample(f"{shape}-{i}", shape, **options)
+
+
+@every(long_samples, layout=("contiguous", "channels_last", "contiguous"))
+def test_long_samples(spec, sample, layout):
+    checks.accuracy(spec, sample, layout=layout)
+
+
+@every(long_samples, layout=("channels_last", "contiguous", "sliced"))
+def test_offsets_of_64_bits(spec, sample, layout, monkeypatch):
+    """As tensors of 2^31 elements take them."""
+    coupling._plan.cache_clear()
+    monkeypatch.setattr(coupling, "REACH", 0)
+    checks.accuracy(spec, sample, layout=layout)
+    coupling._plan.cache_clear()
+
+
+@pytest.mark.parametrize("index", [[0, 5], [-1, 2], [3, 3], [2**40, 0]], ids=str)
+@pytest.mark.parametrize("activation", ["exp", "additive"])
+def test_indices_that_are_no_channels_give_nan(index, activation):
+    """On a GPU they cannot be looked at without a wait; no access may go astray."""
+    x, params = torch.randn(3, 5, 4), torch.randn(3, 2 if activation == "additive" else 4, 4)
+    options = CouplingOptions(activation=activation, part="index")
+    wrong = torch.tensor(index)
+    outputs = coupling.launch_affine_coupling(x, params, None, wrong, None, options)
+    saved = None if activation == "additive" else x
+    grads = coupling.launch_affine_coupling_backward(
+        x, torch.ones(3), saved, params, None, wrong, options, True, True, False
+    )
+    for t in (*outputs, *grads):
+        assert t.isnan().all()
