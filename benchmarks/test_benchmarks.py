@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from pygen.benchmarks.cases import OPS, Case, load
 from pygen.benchmarks.gate import Gate, bind
 from pygen.benchmarks.worker import job

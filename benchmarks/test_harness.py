@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import Tensor
+
 from pygen.benchmarks import goals, report, results, runner, timing
 from pygen.benchmarks.cases import OPS, Case, Inputs, Problem, Work, load
 from pygen.benchmarks.cli import bench
 from pygen.benchmarks.gate import Gate, bind
 from pygen.benchmarks.worker import Session
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

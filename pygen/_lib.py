@@ -104,4 +104,6 @@ def refuse_tangents(op: str, *tensors: torch.Tensor | None) -> None:
     """Raises for forward-mode differentiation, which torch would otherwise ignore: no op has a formula for it."""
     for tensor in tensors:
         if tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(f"{op} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad)")
+            raise NotImplementedError(
+                f"{op} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad)"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ GRID = torch.cat([torch.linspace(-x, x, 200_001, dtype=torch.float32) for x in (
 
 
 @pytest.fixture(params=list(_ext.TIER_NAMES))
-def tier(request: pytest.FixtureRequest) -> str:
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param not in _ext.tiers():
         pytest.skip(f"this host does not run {request.param}")
     before = _ext.tier
     _ext.use(request.param)
-    request.addfinalizer(lambda: _ext.use(before))
-    return str(request.param)
+    yield str(request.param)
+    _ext.use(before)
 
 
 def ulps(values: torch.Tensor, exact: torch.Tensor) -> float:

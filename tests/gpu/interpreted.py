@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from pygen.kernels import coupling
 
+from pygen.kernels import coupling
 from pygen.ops.coupling import CouplingOptions
 from tests.contract.conftest import _uninitialised_memory_is_nan  # noqa: F401
 from tests.contract.params import few, small

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-import pygen.kernels  # noqa: E402
 import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+import pygen.kernels  # noqa: E402
 from pygen._lib import OPS  # noqa: E402
 from tests.contract.params import few  # noqa: E402
 from tests.gpu.on_triton import SPECS, Triton  # noqa: E402

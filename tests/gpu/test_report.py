@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+
 from pygen.benchmarks import gpu_report
 
 TESTS = """
