@@ -80,6 +80,8 @@ def _load() -> None:
             continue
         glue.use(kernels.table)
         _glue, tier = glue, name
+        if reason is None and name != names[0] and "ATEN_CPU_CAPABILITY" in os.environ:
+            reason = f"ATEN_CPU_CAPABILITY={os.environ['ATEN_CPU_CAPABILITY']}"
         return
 
 
@@ -106,7 +108,10 @@ if tier is None:
     _missing = f"CPU ops run the plain PyTorch reference: {reason}"
 elif build["cuda"] and not has_cuda:
     _missing = f"the CUDA C++ kernels do not load: {cuda_reason}"
+_required = os.environ.get("PYGEN_REQUIRE_EXT", "0")
+if _required not in ("", "0", "1"):
+    raise ImportError(f"pygen: expected PYGEN_REQUIRE_EXT to be 0 or 1, got {_required!r}")
 if _missing:
-    if os.environ.get("PYGEN_REQUIRE_EXT") == "1":
+    if _required == "1":
         raise ImportError(f"pygen: {_missing} (PYGEN_REQUIRE_EXT=1)")
     warnings.warn(f"pygen: {_missing}", RuntimeWarning, stacklevel=2)

@@ -38,10 +38,10 @@ class Explanation:
 
 
 def _native(op: str, device: str) -> tuple[str | None, str]:
-    """The native implementation for a device type, or None; and a sentence on it."""
+    """The native implementation for a device type, or None; and why there is no better one."""
     if device == "cpu":
         if _ext.tier is not None:
-            return f"C++ ({_ext.TIER_NAMES[_ext.tier]})", ""
+            return f"C++ ({_ext.TIER_NAMES[_ext.tier]})", _ext.reason or ""
         return None, str(_ext.reason)
     if device == "cuda":
         owner = OPS[op].cuda
@@ -72,7 +72,8 @@ def explain(op: str, *args: object) -> Explanation:
         return Explanation(op, device, "reference", "PyTorch reference", ("asked for",))
     if native is None:
         return Explanation(op, device, "reference", "PyTorch reference", (why_not,))
-    return Explanation(op, device, "native", native, ("asked for",) if forced == "native" else ())
+    reasons = [*(["asked for"] if forced == "native" else []), *([why_not] if why_not else [])]
+    return Explanation(op, device, "native", native, tuple(reasons))
 
 
 def choose(op: str, tensor: torch.Tensor) -> str:
@@ -106,4 +107,7 @@ def use(name: str | None) -> contextlib.AbstractContextManager[None]:
     return _restoring(previous)
 
 
-use(os.environ.get("PYGEN_BACKEND") or None)
+try:
+    use(os.environ.get("PYGEN_BACKEND") or None)
+except ValueError as error:
+    raise ValueError(f"PYGEN_BACKEND: {error}") from None

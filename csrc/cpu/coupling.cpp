@@ -9,6 +9,7 @@
 
 #include <limits>
 #include <string_view>
+#include <vector>
 
 #include "options.h"
 #include "table.h"
@@ -170,6 +171,7 @@ at::MemoryFormat layout(const Tensor& x) {
 // --- rows and tasks --------------------------------------------------------------------------------------------------
 
 constexpr int64_t kChunk = 8192;      // elements of x that one task holds, about
+constexpr int64_t kGroups = 32;       // of tasks, each with sums of its own for the gain's gradient
 constexpr int64_t kParallel = 16384;  // elements below which a second thread costs more than it brings
 
 int64_t last_level_cache() {
@@ -196,6 +198,7 @@ struct Plan {
     const int64_t area = c10::multiply_integers(spatial);
     batch = x.size(0);
     auto& a = args;
+    if (x.numel() == 0) return;  // no task
     a.activation = o.activation;
     a.squash = o.squash;
     a.multiply_last = o.multiply_last();
@@ -252,7 +255,8 @@ struct Plan {
 
     const bool divisible = (a.pattern == Pattern::kRange && a.step == 1) || a.pattern == Pattern::kChannels;
     a.pieces = divisible && a.row >= 2 * kChunk ? (a.row + kChunk - 1) / kChunk : 1;
-    a.rows_per_chunk = a.pieces > 1 ? 1 : std::max<int64_t>(1, kChunk / std::max<int64_t>(a.row, 1));
+    a.rows_per_chunk =
+        a.pieces > 1 ? 1 : std::clamp<int64_t>(kChunk / std::max<int64_t>(a.row, 1), 1, std::max<int64_t>(a.rows, 1));
     a.chunks = a.pieces > 1 ? a.rows * a.pieces : (a.rows + a.rows_per_chunk - 1) / a.rows_per_chunk;
   }
 
@@ -376,36 +380,47 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(const Tensor& grad_y
                               ? grad_logdet.const_data_ptr<double>()[b * grad_logdet.stride(0)]
                               : double(grad_logdet.const_data_ptr<float>()[b * grad_logdet.stride(0)]);
   }
-  c10::SmallVector<double, 64> gain_parts(need_gain ? size_t(plan.tasks() * a.gain_count) : 0, 0.0);
   a.grad_y = g.const_data_ptr();
   a.z = z.defined() ? z.const_data_ptr() : nullptr;
   a.params = p.const_data_ptr();
   a.grad_logdet = upstream.data();
   a.grad_x = need_x ? grad_x.mutable_data_ptr() : nullptr;
   a.grad_params = need_params ? grad_params.mutable_data_ptr() : nullptr;
-  a.grad_gain = need_gain ? gain_parts.data() : nullptr;
   a.stream = int64_t(3 * g.nbytes() + 2 * p.nbytes()) > last_level_cache();
-  if (g.numel()) plan.run(kernels<CouplingKernels>().backward[int(*types(g, p))]);
-
-  for (int64_t i = 0; i < grad_gain.numel(); ++i) {
-    double sum = 0;
-    for (int64_t task = 0; task < plan.tasks(); ++task) sum += gain_parts[size_t(task * a.gain_count + i)];
-    if (grad_gain.scalar_type() == at::kDouble) {
-      grad_gain.mutable_data_ptr<double>()[i] = sum;
-    } else {
-      grad_gain.mutable_data_ptr<float>()[i] = float(sum);
+  const auto kernel = kernels<CouplingKernels>().backward[int(*types(g, p))];
+  if (!need_gain || !g.numel()) {
+    if (g.numel()) plan.run(kernel);
+    grad_gain.zero_();  // of no element, or of an empty sum
+    return {grad_x, grad_params, grad_gain};
+  }
+  // The gain's gradient: groups of tasks, cut by shape alone, add up their own; then the groups' sums, in order.
+  const int64_t groups = std::min(plan.tasks(), kGroups), n = a.gain_count;
+  std::vector<double> sums(size_t((groups + 1) * n), 0.0);
+  at::parallel_for(0, groups, std::max<int64_t>(1, groups * kParallel / g.numel()), [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) {
+      CouplingArgs part = a;
+      part.grad_gain = sums.data() + begin * n;
+      kernel(part, plan.tasks() * begin / groups, plan.tasks() * (begin + 1) / groups);
     }
+  });
+  double* total = sums.data() + groups * n;
+  for (int64_t k = 0; k < groups; ++k) {
+    for (int64_t i = 0; i < n; ++i) total[i] += sums[size_t(k * n + i)];
+  }
+  if (grad_gain.scalar_type() == at::kDouble) {
+    std::copy_n(total, n, grad_gain.mutable_data_ptr<double>());
+  } else {
+    std::copy_n(total, n, grad_gain.mutable_data_ptr<float>());
   }
   return {grad_x, grad_params, grad_gain};
 }
 
-// --- autograd: the C++ twin of register_autograd in pygen/ops/coupling.py, several microseconds cheaper a call
-// --------
+// --- autograd: the C++ twin of register_autograd in pygen/ops/coupling.py, microseconds cheaper a call ---------------
 
 struct CouplingFunction : torch::autograd::Function<CouplingFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& params, const OptionalTensor& gain,
                                const OptionalTensor& index, const OptionalTensor& logdet, std::string_view options) {
-    const auto& o = parse_options<Options>(options);
+    const Options o = parse_options<Options>(options);  // a copy: what is called below may parse others
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, total] = forward_op().call(x, params, gain, index, logdet, options);
     Tensor saved;

@@ -19,7 +19,8 @@ inline namespace CPU_CAPABILITY {
 namespace {
 
 constexpr int64_t kBlock = 512;
-constexpr int64_t kDirect = 16;  // a shorter row is packed with its neighbours
+constexpr int64_t kDirect =
+    128;  // a shorter row is packed with its neighbours: a block costs two logarithms at its end
 
 // --- blocks ----------------------------------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ PYGEN_INLINE Squashed<T> squash(const Vec<T>& s, const T* gains, int64_t w, cons
     slope = at::vec::fmadd(h.neg(), h, V(T(1)));
   } else if (c.squash == Squash::kAtan) {
     slope = V(T(1)) / at::vec::fmadd(h, h, V(T(1)));
-    h = h.atan();
+    h = atan(h);
   } else if (c.squash == Squash::kSoftsign) {
     const V r = V(T(1)) / (V(T(1)) + h.abs());
     h = h * r;
@@ -193,7 +194,7 @@ double forward_rows(const T* __restrict in, const T* __restrict s, const T* __re
         if (form == LogForm::kMinusLog1p) logs.add1p(scale.q);
         if (form == LogForm::kPlusLog) {
           logs.add(scale.q);
-          if (i / V::size() % 8 == 7) logs.flush();
+          if (i / V::size() % 7 == 6) logs.flush();
         }
       }
       if (c.reciprocal) invert(scale);
@@ -290,7 +291,7 @@ BackwardBlockFn<T> backward_block_for(bool last) {
 
 // --- rows ------------------------------------------------------------------------------------------------------------
 
-// The changing elements of a row, or of a piece of one; offsets from the sample's first element.
+// The changing elements of a row, of a piece of one, or of `rows` alike; offsets from the sample's first element.
 struct Row {
   int64_t x, n, step;  // x + cols[i] or x + i * step, i < n
   const int64_t* cols;
@@ -298,10 +299,12 @@ struct Row {
   int64_t gain, gain_step;
   int64_t copy_begin, copy_end;  // elements of the row to pass through: [copy_begin, copy_end) ...
   int64_t hole_begin, hole_end;  // ... save these
+  int64_t rows, x_stride, params_stride, task_stride;  // from one of the rows alike to the next
 };
 
 inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
   Row w{};
+  w.rows = 1;
   w.step = a.step;
   w.params_step = a.params_step;
   w.gain_step = 1;
@@ -384,16 +387,38 @@ inline void copy_passing(X* dst, const X* src, const Row& w, bool stream) {
   if (right < w.copy_end) copy(dst + right, src + right, w.copy_end - right, stream);
 }
 
-// Calls f(task, sample, row) for every row (piece) of the tasks, and done(task) after each.
+// Rows alike, as one: all that passes is copied with what does not, which is overwritten later.
+inline Row merged(const CouplingArgs& a, Row w, int64_t rows, int64_t params_stride, int64_t task_stride) {
+  w.rows = rows;
+  w.x_stride = a.row;
+  w.params_stride = params_stride;
+  w.task_stride = task_stride;
+  w.copy_end = w.copy_begin + rows * a.row;
+  w.hole_begin = w.hole_end = w.copy_begin;
+  if (w.n == a.row && w.step == 1 && !w.cols) w.copy_end = w.copy_begin;  // nothing passes
+  return w;
+}
+
+// Calls f(task, sample, row) for every row (piece) of the tasks, and done(task) after each. Short rows come merged.
 template <class F, class G>
 inline void for_rows(const CouplingArgs& a, int64_t begin, int64_t end, const F& f, const G& done) {
+  const bool alike =
+      a.pieces == 1 && (a.pattern == Pattern::kRange || a.pattern == Pattern::kGather) && a.count < kDirect;
+  if (alike && a.rows == 1) {  // a row is a sample: [B, C]
+    if (begin < end) f(begin, begin, merged(a, row_at(a, 0, 0), end - begin, a.params_sample, 1));
+    return;
+  }
   for (int64_t task = begin; task < end; ++task) {
     const int64_t sample = task / a.chunks, chunk = task % a.chunks;
     if (a.pieces > 1) {
       f(task, sample, row_at(a, chunk / a.pieces, chunk % a.pieces));
     } else {
-      const int64_t last = std::min(a.rows, (chunk + 1) * a.rows_per_chunk);
-      for (int64_t r = chunk * a.rows_per_chunk; r < last; ++r) f(task, sample, row_at(a, r, 0));
+      const int64_t first = chunk * a.rows_per_chunk, last = std::min(a.rows, first + a.rows_per_chunk);
+      if (alike) {
+        f(task, sample, merged(a, row_at(a, first, 0), last - first, a.params_row, 0));
+      } else {
+        for (int64_t r = first; r < last; ++r) f(task, sample, row_at(a, r, 0));
+      }
     }
     done(task);
   }
@@ -411,34 +436,83 @@ inline bool small_tasks(const CouplingArgs& a) {
 template <class X>
 using Arithmetic = std::conditional_t<std::is_same_v<X, double>, double, float>;
 
-// One packed stretch of a row.
+// What is packed together: `rows` stretches of n elements, each from a row of its own.
 struct Packed {
   int64_t task, offset, n, step, params_step, gain, gain_step;
   const int64_t* cols;
   int64_t x, s, t;  // from the tensors' first elements
+  int64_t rows, x_stride, params_stride, task_stride;
+
+  int64_t size() const { return n * rows; }
 };
+
+template <class T, class S>
+inline void load_x(T* dst, const S* src, const Packed& e) {
+  for (int64_t r = 0; r < e.rows; ++r) load(dst + r * e.n, src + e.x + r * e.x_stride, e.step, e.cols, e.n);
+}
+
+template <class T, class S>
+inline void load_params(T* dst, const S* src, const Packed& e) {
+  for (int64_t r = 0; r < e.rows; ++r) {
+    load(dst + r * e.n, src + r * e.params_stride, e.params_step, nullptr, e.n);
+  }
+}
+
+template <class T, class S>
+inline void store_x(S* dst, const T* src, const Packed& e, bool stream) {
+  for (int64_t r = 0; r < e.rows; ++r) store(dst + e.x + r * e.x_stride, src + r * e.n, e.step, e.cols, e.n, stream);
+}
+
+template <class T, class S>
+inline void store_params(S* dst, const T* src, const Packed& e, bool stream) {
+  for (int64_t r = 0; r < e.rows; ++r) {
+    store(dst + r * e.params_stride, src + r * e.n, e.params_step, nullptr, e.n, stream);
+  }
+}
 
 template <class T>
 inline void load_gain(T* dst, const T* gain, const Packed& e) {
-  for (int64_t i = 0; i < e.n; ++i) dst[i] = gain[e.gain + i * e.gain_step];
+  for (int64_t r = 0; r < e.rows; ++r) {
+    for (int64_t i = 0; i < e.n; ++i) dst[r * e.n + i] = gain[e.gain + i * e.gain_step];
+  }
 }
 
 template <class T>
 inline void add_gain_gradient(const CouplingArgs& a, const Packed& e, const T* grad) {
-  double* sums = a.grad_gain + e.task * a.gain_count + e.gain;
-  for (int64_t i = 0; i < e.n; ++i) sums[i * e.gain_step] += double(grad[i]);
+  for (int64_t r = 0; r < e.rows; ++r) {
+    double* sums = a.grad_gain + e.gain;
+    if (e.gain_step == 0) {
+      *sums += sum_of(grad + r * e.n, e.n);
+    } else {
+      for (int64_t i = 0; i < e.n; ++i) sums[i * e.gain_step] += double(grad[r * e.n + i]);
+    }
+  }
 }
 
-// Splits a row into stretches of at most `room()` elements and hands each to `take`.
+// Splits rows into parts of at most `room()` elements, whole rows where several are alike, and hands each to `take`.
 template <class Take, class Room>
 inline void for_stretches(const CouplingArgs& a, const Row& w, int64_t task, int64_t sample, const Room& room,
                           const Take& take) {
-  const int64_t x0 = sample * a.rows * a.row, p0 = sample * a.params_sample;
-  for (int64_t j = 0; j < w.n;) {
-    const int64_t n = std::min(w.n - j, room());
-    take(Packed{task, 0, n, w.step, w.params_step, w.gain + j * w.gain_step, w.gain_step, w.cols ? w.cols + j : nullptr,
-                x0 + w.x + (w.cols ? 0 : j * w.step), p0 + w.s + j * w.params_step, p0 + w.t + j * w.params_step});
-    j += n;
+  const int64_t x0 = sample * a.rows * a.row + w.x, p0 = sample * a.params_sample;
+  const auto part = [&](int64_t row, int64_t j, int64_t n, int64_t rows) {
+    const int64_t x = x0 + row * w.x_stride + (w.cols ? 0 : j * w.step),
+                  p = p0 + row * w.params_stride + j * w.params_step;
+    take(Packed{task + row * w.task_stride, 0, n, w.step, w.params_step, w.gain + j * w.gain_step, w.gain_step,
+                w.cols ? w.cols + j : nullptr, x, p + w.s, p + w.t, rows, w.x_stride, w.params_stride, w.task_stride});
+  };
+  for (int64_t row = 0; row < w.rows;) {
+    const int64_t whole = w.n ? std::min(w.rows - row, room() / w.n) : w.rows;
+    if (w.rows > 1 && whole > 0) {
+      if (w.n) part(row, 0, w.n, whole);
+      row += whole;
+      continue;
+    }
+    for (int64_t j = 0; j < w.n;) {
+      const int64_t n = std::min(w.n - j, room());
+      part(row, j, n, 1);
+      j += n;
+    }
+    ++row;
   }
 }
 
@@ -446,7 +520,7 @@ inline void for_stretches(const CouplingArgs& a, const Row& w, int64_t task, int
 template <class X, class P>
 inline bool direct(const CouplingArgs& a, const Row& w) {
   return std::is_same_v<X, Arithmetic<X>> && std::is_same_v<P, Arithmetic<X>> && !a.stream && w.step == 1 && !w.cols &&
-         w.params_step == 1 && w.gain_step <= 1 && w.n >= kDirect;
+         w.params_step == 1 && w.gain_step <= 1 && w.rows == 1 && w.n >= kDirect;
 }
 
 template <class X, class P>
@@ -475,22 +549,22 @@ void coupling_forward(const CouplingArgs& a, int64_t begin, int64_t end) {
     }
     for (int64_t k = 0; k < stretches; ++k) {
       const Packed& e = packed[k];
-      store(y + e.x, out + e.offset, e.step, e.cols, e.n, a.stream);
-      if (span_tasks) {
-        double& sum = a.log_scale[e.task];
-        for (int64_t i = 0; i < e.n; ++i) sum += double(each[e.offset + i]);
+      store_x(y, out + e.offset, e, a.stream);
+      for (int64_t r = 0; span_tasks && r < e.rows; ++r) {
+        double& sum = a.log_scale[e.task + r * e.task_stride];
+        for (int64_t i = 0; i < e.n; ++i) sum += double(each[e.offset + r * e.n + i]);
       }
     }
     used = stretches = 0;
   };
   const auto pack = [&](Packed e) {
     e.offset = used;
-    load(in + used, x + e.x, e.step, e.cols, e.n);
-    if (!additive) load(s + used, params + e.s, e.params_step, nullptr, e.n);
-    load(t + used, params + e.t, e.params_step, nullptr, e.n);
+    load_x(in + used, x, e);
+    if (!additive) load_params(s + used, params + e.s, e);
+    load_params(t + used, params + e.t, e);
     if (gain) load_gain(g + used, gain, e);
     packed[stretches++] = e;
-    used += e.n;
+    used += e.size();
     if (used == kBlock) flush();
   };
   const auto run = [&](const Packed& e) {
@@ -554,25 +628,27 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
     (span_tasks ? block_each : block)(buffers, used, c);
     for (int64_t k = 0; k < stretches; ++k) {
       const Packed& e = packed[k];
-      if (grad_x) store(grad_x + e.x, grad_in + e.offset, e.step, e.cols, e.n, a.stream);
-      if (grad_params && !additive) store(grad_params + e.s, grad_s + e.offset, e.params_step, nullptr, e.n, a.stream);
-      if (grad_params) store(grad_params + e.t, grad_t + e.offset, e.params_step, nullptr, e.n, a.stream);
+      if (grad_x) store_x(grad_x, grad_in + e.offset, e, a.stream);
+      if (grad_params && !additive) store_params(grad_params + e.s, grad_s + e.offset, e, a.stream);
+      if (grad_params) store_params(grad_params + e.t, grad_t + e.offset, e, a.stream);
       if (a.grad_gain) add_gain_gradient(a, e, grad_gain + e.offset);
     }
     used = stretches = 0;
   };
   const auto pack = [&](Packed e) {
     e.offset = used;
-    load(g + used, grad_y + e.x, e.step, e.cols, e.n);
+    load_x(g + used, grad_y, e);
     if (!additive) {
-      load(zs + used, z + e.x, e.step, e.cols, e.n);
-      load(s + used, params + e.s, e.params_step, nullptr, e.n);
+      load_x(zs + used, z, e);
+      load_params(s + used, params + e.s, e);
     }
-    if (need_t) load(t + used, params + e.t, e.params_step, nullptr, e.n);
+    if (need_t) load_params(t + used, params + e.t, e);
     if (gain) load_gain(gains + used, gain, e);
-    if (span_tasks) std::fill_n(l + used, e.n, T(a.grad_logdet[e.task / a.chunks]));
+    for (int64_t r = 0; span_tasks && r < e.rows; ++r) {
+      std::fill_n(l + used + r * e.n, e.n, T(a.grad_logdet[(e.task + r * e.task_stride) / a.chunks]));
+    }
     packed[stretches++] = e;
-    used += e.n;
+    used += e.size();
     if (used == kBlock) flush();
   };
   const auto run = [&](const Packed& e) {

@@ -49,7 +49,7 @@ struct CouplingArgs {
   const void *grad_y, *z;                // backward: z is in or out
   const double* grad_logdet;             // backward: [batch], of sum log M
   void *grad_x, *grad_params;            // backward; either may be null
-  double* grad_gain;                     // backward: [batch * chunks, gain_count] or null
+  double* grad_gain;                     // backward: [gain_count], of the tasks at hand; or null
 };
 
 // Storage types of x and of params that a kernel was compiled for; arithmetic is in float, or double for double.

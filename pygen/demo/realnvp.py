@@ -88,7 +88,7 @@ def scores(model: RealNVP, train: Split, test: Split, seed: int) -> Table:
 def gaussian(images: Tensor) -> MultivariateNormal:
     """The Gaussian with the mean and the full covariance of images + noise: uniform noise adds 1/2 and 1/12."""
     pixels = images.double().flatten(1)  # [N, D]
-    return MultivariateNormal(pixels.mean(0) + 0.5, pixels.T.cov() + torch.eye(pixels.shape[1]) / 12)
+    return MultivariateNormal(pixels.mean(0) + 0.5, pixels.T.cov(correction=0) + torch.eye(pixels.shape[1]) / 12)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import random
+from ..nn._arguments import check_integer
 from ..random import Source
 from .model import Model
 
@@ -31,9 +32,13 @@ class Flow(Model):
         raise NotImplementedError
 
     def _prepare(self, x: Tensor, generator: Source) -> Tensor:
-        self._check_shape("x", x, self.shape)
+        return self._continuous("x", x, self.shape)
+
+    def _continuous(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """x in the model's dtype, once its shape and its dtype are right."""
+        self._check_shape(name, x, shape)
         if not x.is_floating_point():
-            raise TypeError(f"expected x of a floating-point dtype, got {x.dtype}")
+            raise TypeError(f"expected {name} of a floating-point dtype, got {x.dtype}")
         return x.to(self._like.dtype)
 
     def _finish(self, v: Tensor) -> Tensor:
@@ -42,17 +47,17 @@ class Flow(Model):
 
     def _log_density(self, v: Tensor, condition: Tensor | None) -> Tensor:
         z, logdet = self._transform(v, condition)
-        return logdet - 0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+        return logdet - 0.5 * (z.to(logdet.dtype).square() + math.log(2 * math.pi)).sum(1)
 
     def transform(self, v: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """f on continuous data [B, *shape], and its log-determinant: z [B, D], log |det dz / dv| [B]."""
-        self._check_shape("v", v, self.shape)
-        return self._transform(v.to(self._like.dtype), self._given(len(v), y, context))
+        v = self._continuous("v", v, self.shape)
+        return self._transform(v, self._given(len(v), y, context))
 
     def inverse(self, z: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The inverse of `transform`: v [B, *shape], log |det dv / dz| [B]."""
-        self._check_shape("z", z, (math.prod(self.shape),))
-        return self._inverse(z.to(self._like.dtype), self._given(len(z), y, context))
+        z = self._continuous("z", z, (math.prod(self.shape),))
+        return self._inverse(z, self._given(len(z), y, context))
 
     def encode(self, x: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> Tensor:
         """The latent z [B, D] of x; standard normal over the data."""
@@ -81,10 +86,9 @@ class Flow(Model):
         generator: a torch.Generator, an int seed, or None for torch's global stream.
         temperature: standard deviation of the latent: below 1 likelier, less varied samples.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"expected n as a non-negative integer, got {n!r}")
-        if not temperature >= 0:
-            raise ValueError(f"expected temperature >= 0, got {temperature}")
+        check_integer("n", n, 0)
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"expected a finite temperature >= 0, got {temperature}")
         like = self._like
         generator = random.as_generator(generator, like.device)
         if y is None and self.num_classes is not None:

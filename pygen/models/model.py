@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import Condition
+from ..nn._arguments import check_integer
 from ..random import Source
 
 M = TypeVar("M", bound="Model")
@@ -36,8 +37,9 @@ class Model(nn.Module):
         context_features: int,
     ) -> None:
         super().__init__()
-        if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
-            raise ValueError(f"expected a shape of positive integers, got {shape}")
+        check_integer("len(shape)", len(shape), 1)
+        for size in shape:
+            check_integer("every size in shape", size, 1)
         self.config = config
         self.shape = shape
         self.condition = Condition(num_classes, context_features)
@@ -139,19 +141,23 @@ class Model(nn.Module):
     def load(cls: type[M], path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> M:
         """Reads what `save` wrote: the model as it was, in its dtype, in eval mode.
 
-        Raises FileNotFoundError, and ValueError for a file that is no checkpoint, or one of another class.
+        Raises FileNotFoundError, IsADirectoryError, and ValueError for a file that is no checkpoint, or one of another
+        class.
         """
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path}: expected a pygen checkpoint (safetensors), got a directory")
         safetensors = _safetensors()
         try:
             with safetensors.safe_open(path, "pt") as file:
-                saved = json.loads((file.metadata() or {})["pygen"])
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, KeyError) as error:
+                header = json.loads((file.metadata() or {})["pygen"])
+                name, config = header["model"], header["config"]
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: expected a pygen checkpoint (safetensors), got {error!r}") from error
-        if saved["model"] != cls.__name__:
-            raise ValueError(f"{path}: expected a checkpoint of {cls.__name__}, got one of {saved['model']}")
+        if name != cls.__name__:
+            raise ValueError(f"{path}: expected a checkpoint of {cls.__name__}, got one of {name}")
         with torch.device("meta"):
-            model = cls(**saved["config"])
+            model = cls(**config)
         model.load_state_dict(tensors, assign=True)
         return model.to(device).eval()
 

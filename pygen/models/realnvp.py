@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import random
 from ..nn import AffineCoupling, Chain, Logit, ResidualNet, Squeeze, dequantize, quantize
+from ..nn._arguments import check_integer
 from ..random import Source
 from .flow import Flow
 
@@ -48,7 +49,8 @@ class RealNVP(Flow):
             raise ValueError(f"expected shape as (C, H, W), got {shape}")
         channels, height, width = shape
         scales = _scales(height, width) if scales is None else scales
-        if scales < 1 or height % 2 ** (scales - 1) or width % 2 ** (scales - 1):
+        check_integer("scales", scales, 1)
+        if height % 2 ** (scales - 1) or width % 2 ** (scales - 1):
             raise ValueError(
                 f"expected height and width divisible by 2^(scales - 1), got {height} x {width} and {scales} scales"
             )
@@ -139,15 +141,13 @@ class RealNVPFlat(Flow):
         blocks: int = 1,
         dropout: float = 0.0,
     ) -> None:
-        if features < 2:
-            raise ValueError(f"expected features >= 2 (a coupling keeps some and changes some), got {features}")
+        check_integer("features", features, 2)  # a coupling keeps some and changes some
+        check_integer("couplings", couplings, 2)  # each changes every other feature
         config = {
             "features": features, "num_classes": num_classes, "context_features": context_features,
             "couplings": couplings, "hidden": hidden, "blocks": blocks, "dropout": dropout,
         }  # fmt: skip
         super().__init__(config, (features,), num_classes, context_features)
-        if couplings < 2:
-            raise ValueError(f"expected couplings >= 2 (each changes every other feature), got {couplings}")
         self.couplings = Chain()
         for i in range(couplings):
             net = ResidualNet(

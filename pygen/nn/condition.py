@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._arguments import check_integer
+
 
 class Condition(nn.Module):
     """One vector [B, features] of a label y [B] and a context [B, context_features]; None where there is neither.
@@ -19,10 +21,10 @@ class Condition(nn.Module):
 
     def __init__(self, num_classes: int | None = None, context_features: int = 0, embedding: int = 32) -> None:
         super().__init__()
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"expected num_classes >= 1 or None, got {num_classes}")
-        if context_features < 0:
-            raise ValueError(f"expected context_features >= 0, got {context_features}")
+        if num_classes is not None:
+            check_integer("num_classes", num_classes, 1)
+        check_integer("context_features", context_features, 0)
+        check_integer("embedding", embedding, 1)
         self.num_classes = num_classes
         self.context_features = context_features
         self.embedding = None if num_classes is None else nn.Embedding(num_classes, embedding)

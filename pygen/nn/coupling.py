@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..reference.coupling import checkerboard
+from ._arguments import check_integer
 
 
 class AffineCoupling(nn.Module):
@@ -24,6 +25,7 @@ class AffineCoupling(nn.Module):
         super().__init__()
         if part not in ("first", "second", "even", "odd"):
             raise ValueError(f"expected part to be 'first', 'second', 'even' or 'odd', got {part!r}")
+        check_integer("channels", channels, 1)
         self.net = net
         self.part = part
         self.gain = nn.Parameter(torch.ones(channels))

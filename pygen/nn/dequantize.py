@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._arguments import check_integer
+
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -40,13 +42,13 @@ class Logit(nn.Module):
 
     p = alpha + (1 - 2 alpha) x / levels;   y = log p - log(1 - p);   dy / dx = (1 - 2 alpha) / (levels p (1 - p))
 
-    The inverse reaches the open interval of p in (0, 1), which is a little wider than the grey values.
+    The inverse reaches the open interval of p in (0, 1), which is a little wider than the grey values. y has the dtype
+    of x; in between, and for the log-determinant, bfloat16 and float16 become float32.
     """
 
     def __init__(self, levels: int, alpha: float = 0.05) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"expected levels >= 2, got {levels}")
+        check_integer("levels", levels, 2)
         if not 0 < alpha < 0.5:
             raise ValueError(f"expected 0 < alpha < 0.5, got {alpha}")
         self.levels, self.alpha = levels, alpha
@@ -55,6 +57,8 @@ class Logit(nn.Module):
         self, x: Tensor, logdet: Tensor | None = None, condition: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         slope = (1 - 2 * self.alpha) / self.levels
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))
         if inverse:
             y = (x.sigmoid() - self.alpha) / slope
             total = F.logsigmoid(x) + F.logsigmoid(-x) - math.log(slope)
@@ -63,4 +67,4 @@ class Logit(nn.Module):
             y = p.log() - torch.log1p(-p)
             total = math.log(slope) - p.log() - torch.log1p(-p)
         total = total.flatten(1).sum(1)  # [B]
-        return y, total if logdet is None else logdet + total
+        return y.to(dtype), total if logdet is None else logdet + total

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from ._arguments import check_integer
+
 
 class ResidualNet(nn.Module):
     """Residual net with weight normalisation, of 3x3 convolutions or, for rank-2 inputs, of linear layers.
@@ -33,6 +35,11 @@ class ResidualNet(nn.Module):
         super().__init__()
         if dims not in (0, 2):
             raise ValueError(f"expected dims 2 (images) or 0 (vectors), got {dims}")
+        check_integer("in_channels", in_channels, 1)
+        check_integer("out_channels", out_channels, 1)
+        check_integer("hidden", hidden, 1)
+        check_integer("blocks", blocks, 0)
+        check_integer("condition_features", condition_features, 0)
 
         def layer(inputs: int, outputs: int) -> nn.Module:
             return nn.Conv2d(inputs, outputs, 3, padding=1) if dims == 2 else nn.Linear(inputs, outputs)

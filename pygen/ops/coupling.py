@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from .._options import Options
 from ..reference import coupling as reference
 
 ACTIVATIONS = ("exp", "sigmoid", "softplus", "additive")
-SQUASHES = (None, "tanh", "atan", "softsign")
+SQUASHES = ("none", "tanh", "atan", "softsign")
 PARTS = ("first", "second", "all", "even", "odd")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -27,19 +28,24 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise ValueError(f"affine_coupling: expected {name} to be one of {choices}, got {value!r}")
-    return value
 
 
-def _number(name: str, value: Any, positive: bool = False) -> float:
+def _number(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)):
         raise TypeError(f"affine_coupling: expected {name} to be a number, got {type(value).__name__}")
-    number = float(value)
-    if not -math.inf < number < math.inf or (positive and number <= 0):  # torch.compile cannot trace math.isfinite
-        raise ValueError(f"affine_coupling: expected {name} to be finite{' and > 0' * positive}, got {value}")
-    return number
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"affine_coupling: expected {name} to be finite, got an integer beyond it") from None
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"affine_coupling: expected {name} to be a bool, got {value!r}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,23 @@ class CouplingOptions(Options):
     gain: float = 1.0
     width: float = 1.0
     shift_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("squash", self.squash, SQUASHES)
+        _one_of("part", self.part, (*PARTS, "range", "index"))
+        _one_of("shift", self.shift, ("after", "before"))
+        _one_of("order", self.order, ("st", "ts"))
+        for name in ("offset", "eps", "gain", "shift_scale"):
+            value = getattr(self, name)
+            if not -math.inf < value < math.inf:  # torch.compile cannot trace math.isfinite
+                raise ValueError(f"affine_coupling: expected {name} to be finite, got {value}")
+        if self.eps < 0:
+            raise ValueError(f"affine_coupling: expected eps >= 0, got {self.eps}")
+        if not 0 < self.width < math.inf:
+            raise ValueError(f"affine_coupling: expected width to be finite and > 0, got {self.width}")
+        if not self.max_scale > 0:  # infinite: none
+            raise ValueError(f"affine_coupling: expected max_scale to be finite and > 0, got {self.max_scale}")
 
     @property
     def additive(self) -> bool:
@@ -103,27 +126,28 @@ def _options(
     width: float,
     shift_scale: float,
 ) -> str:
-    """Checks the options and turns them into the op's argument."""
+    """The options as the op's argument; raises for types and values that are not admitted."""
+    _one_of("squash", squash, (None, *SQUASHES[1:]))
     options = CouplingOptions(
-        activation=_one_of("activation", activation, ACTIVATIONS),
-        squash=_one_of("squash", squash, SQUASHES) or "none",
+        activation=activation,
+        squash=squash or "none",
         part=part,
-        start=int(start),
-        stop=int(stop),
-        shift=_one_of("shift", shift, ("after", "before")),
-        order=_one_of("order", order, ("st", "ts")),
-        interleaved=bool(interleaved),
-        inverse=bool(inverse),
-        memory_efficient=bool(memory_efficient),
+        start=start,
+        stop=stop,
+        shift=shift,
+        order=order,
+        interleaved=_flag("interleaved", interleaved),
+        inverse=_flag("inverse", inverse),
+        memory_efficient=_flag("memory_efficient", memory_efficient),
         offset=_number("offset", offset),
         eps=_number("eps", eps),
-        max_scale=math.inf if max_scale is None else _number("max_scale", max_scale, positive=True),
+        max_scale=math.inf if max_scale is None else _number("max_scale", max_scale),
         gain=_number("gain", gain),
-        width=_number("width", width, positive=True),
+        width=_number("width", width),
         shift_scale=_number("shift_scale", shift_scale),
     )
-    if options.eps < 0:
-        raise ValueError(f"affine_coupling: expected eps >= 0, got {eps}")
+    if max_scale is not None and options.max_scale == math.inf:
+        raise ValueError("affine_coupling: expected max_scale to be finite and > 0, got inf")
     return str(options)
 
 
@@ -165,6 +189,8 @@ def check(
     if params.shape[1] % factor:
         raise ValueError(f"{op}: expected an even number of channels in params (scale, shift), got {params.shape[1]}")
     name, start, stop = options.part, options.start, options.stop
+    if index is not None and name != "index":
+        raise ValueError(f"{op}: expected no channel indices with part {name!r}, got {tuple(index.shape)} of them")
     if name in ("first", "second"):
         if channels % 2:
             raise ValueError(
@@ -470,16 +496,20 @@ def affine_coupling(
         Jet, y / factor             activation="sigmoid", shift="before", order="ts"
     """
     # The order of these tests is for speed: isinstance of a Tensor is slow.
-    gain_value, gain_tensor = (gain, None) if isinstance(gain, (float, int)) else (1.0, gain)
+    if not (type(x) is type(params) is Tensor and (logdet is None or type(logdet) is Tensor)):  # quick, for most calls
+        _tensors(x=x, params=params, **({} if logdet is None else {"logdet": logdet}))
+    gain_value, gain_tensor = (gain, None) if isinstance(gain, (float, int)) else (1.0, _gain(gain, x))
     index: Tensor | None = None
     name, start, stop = "index", 0, 0
     if isinstance(part, str):
-        name = part if part in PARTS else _one_of("part", part, PARTS)
+        name = part
+        _one_of("part", part, PARTS)
     elif isinstance(part, slice):
         if part.step not in (None, 1):
             raise ValueError(f"affine_coupling: expected part as slice(start, stop), got {part}")
-        stop = (x.shape[1] if x.dim() > 1 else 0) if part.stop is None else part.stop
-        name, start = "range", part.start or 0
+        name = "range"
+        start = 0 if part.start is None else operator.index(part.start)
+        stop = (x.shape[1] if x.dim() > 1 else 0) if part.stop is None else operator.index(part.stop)
     else:
         index = channel_index(part, x)
     compiling = torch.compiler.is_compiling()
@@ -487,8 +517,8 @@ def affine_coupling(
         activation, squash, name, start, stop, shift, order, interleaved, inverse, memory_efficient, offset, eps,
         max_scale, gain_value, width, shift_scale,
     )  # fmt: skip
-    if gain_tensor is not None:
-        gain_tensor = None if activation == "additive" else _gain(gain_tensor, x)
+    if activation == "additive":
+        gain_tensor = None
     if backends.forced is not None and backends.choose("affine_coupling", x) == "reference":
         return _default(x, params, gain_tensor, index, logdet, CouplingOptions.parse(options))
     if forward_ad._current_level >= 0:
@@ -498,6 +528,12 @@ def affine_coupling(
 
 _op = torch.ops.pygen.affine_coupling.default
 _quick_op = _ext.quick(_op)
+
+
+def _tensors(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"affine_coupling: expected {name} to be a tensor, got {type(value).__name__}")
 
 
 def _gain(gain: Any, x: Tensor) -> Tensor:

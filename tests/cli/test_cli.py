@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import types
@@ -78,6 +79,13 @@ def test_info_names_switches_in_force_and_what_they_do(monkeypatch: pytest.Monke
     assert json.loads(invoke("info", "--json").output)["switches"] == {"OMP_NUM_THREADS": "[3]"}
 
 
+def test_info_knows_every_switch_of_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = readme.split("## Switches")[1].split("\n## ")[0].splitlines()
+    switches = {name for row in rows for name in re.findall(r"`([A-Z_]+)[`=]", row.split(" | ")[0])}
+    assert switches == set(info.SWITCHES)
+
+
 def test_info_says_what_would_run_and_why_nothing_better() -> None:
     with backends.use("reference"):
         output = invoke("info").output
@@ -143,11 +151,15 @@ def test_the_baseline_is_the_gaussian_of_the_noisy_pixels() -> None:
     from pygen.demo.realnvp import gaussian
 
     images = torch.randint(17, (500, 1, 2, 2))
-    noisy = (images[:, None] + torch.rand(500, 400, 1, 2, 2)).flatten(0, 1).double().flatten(1)
+    u = (torch.arange(5, dtype=torch.float64) + 0.5) / 5
+    noise = torch.cartesian_prod(u, u, u, u)  # [625, 4]: every pixel's noise on a grid, independent of the others'
+    noisy = (images.flatten(1)[:, None] + noise).flatten(0, 1)  # [312500, 4]
     fitted = gaussian(images)
-    # Sampling error of the noise only: 1 / 12 varies by about 1 / 12 / sqrt(200,000) here.
-    torch.testing.assert_close(fitted.mean, noisy.mean(0), rtol=0, atol=5e-3)
-    torch.testing.assert_close(fitted.covariance_matrix, noisy.T.cov(), rtol=0, atol=0.1)
+    # Worst of 8 seeds: 2e-15.
+    torch.testing.assert_close(fitted.mean, noisy.mean(0), rtol=0, atol=1e-13)
+    # The grid's variance is 1 / 12 - 1 / (12 * 5^2) per pixel. Worst of 8 seeds: 2.4e-9, as 1 / 12 is of float32.
+    covariance = noisy.T.cov(correction=0) + torch.eye(4) / 300
+    torch.testing.assert_close(fitted.covariance_matrix, covariance, rtol=0, atol=1e-8)
 
 
 def test_demo_refuses(tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"logdet": zeros(2, 1)}, ValueError, "logdet of shape (2,)", "(2, 1)"),
     ({"logdet": zeros()}, ValueError, "logdet of shape (2,)", "()"),
     ({"gain": zeros(3)}, ValueError, "gain of 1 or 2 elements", "(3,)"),
+    # types
+    ({"inverse": "False"}, TypeError, "inverse to be a bool", "'False'"),
+    ({"interleaved": 1}, TypeError, "interleaved to be a bool", "1"),
+    ({"gain": None}, TypeError, "gain as a number or a floating-point tensor", "NoneType"),
+    ({"gain": "x", "activation": "additive"}, TypeError, "gain as a number or a floating-point tensor", "str"),
+    ({"x": [1.0, 2.0]}, TypeError, "x to be a tensor", "list"),
+    ({"params": None}, TypeError, "params to be a tensor", "NoneType"),
+    ({"logdet": 0.0}, TypeError, "logdet to be a tensor", "float"),
+    ({"offset": 10**400}, ValueError, "offset to be finite", "an integer beyond it"),
     # dtypes
     ({"x": zeros(*SHAPE, dtype=torch.int64)}, TypeError, "float32 or float64 or bfloat16 or float16", "torch.int64"),
     ({"x": zeros(*SHAPE, dtype=torch.complex64)}, TypeError, "float32 or float64", "torch.complex64"),

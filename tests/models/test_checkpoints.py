@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -69,6 +70,12 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(ValueError, match="expected a pygen checkpoint"):
             RealNVPFlat.load(path)
+    for header in ("{", "[]", json.dumps({"model": "RealNVPFlat"}), json.dumps({"config": {}})):
+        path.write_bytes(safetensors.save({"a": torch.zeros(1)}, {"pygen": header}))
+        with pytest.raises(ValueError, match="expected a pygen checkpoint"):
+            RealNVPFlat.load(path)
+    with pytest.raises(IsADirectoryError, match="got a directory"):
+        RealNVPFlat.load(tmp_path)
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="expected a checkpoint of RealNVP, got one of RealNVPFlat"):
         RealNVP.load(path)

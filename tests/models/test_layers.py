@@ -57,10 +57,33 @@ def test_logit_at_the_ends_of_the_grey_scale() -> None:
     assert logdet.tolist() == pytest.approx([math.log(0.45 / (0.05 * 0.95))] * 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logit_computes_and_sums_in_float32_for_narrow_types(dtype: torch.dtype) -> None:
+    layer = Logit(levels=17)
+    x = (17 * torch.rand(3, 64)).to(dtype)
+    for inverse in (False, True):
+        y, logdet = layer(x, inverse=inverse)
+        expected, expected_logdet = layer(x.float(), inverse=inverse)
+        assert y.dtype == dtype
+        assert torch.equal(y, expected.to(dtype))
+        assert torch.equal(logdet, expected_logdet)
+
+
 @pytest.mark.parametrize(("levels", "alpha"), [(1, 0.05), (17, 0.0), (17, 0.5)])
 def test_logit_refuses(levels: int, alpha: float) -> None:
     with pytest.raises(ValueError, match="expected"):
         Logit(levels, alpha)
+
+
+@pytest.mark.parametrize("dims", [0, 2])
+def test_nets_refuse(dims: int) -> None:
+    sizes = {"in_channels": 2, "out_channels": 2, "hidden": 4, "blocks": 1, "condition_features": 0}
+    for name in sizes:
+        with pytest.raises(TypeError, match=rf"expected {name} as an integer, got 2\.0"):
+            ResidualNet(**{**sizes, name: 2.0}, dims=dims)
+        least = 0 if name in ("blocks", "condition_features") else 1
+        with pytest.raises(ValueError, match=rf"expected {name} >= {least}, got {least - 1}"):
+            ResidualNet(**{**sizes, name: least - 1}, dims=dims)
 
 
 @pytest.mark.parametrize(("levels", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int64)])
@@ -115,9 +138,11 @@ def test_coupling_changes_its_part_only_and_sees_the_rest_only(part: str, dims: 
     assert torch.equal(inverse_logdet, -logdet)
 
 
-def test_coupling_refuses_an_unknown_part() -> None:
+def test_coupling_refuses() -> None:
     with pytest.raises(ValueError, match="expected part to be 'first', 'second', 'even' or 'odd', got 'all'"):
         AffineCoupling(torch.nn.Identity(), 2, "all")
+    with pytest.raises(ValueError, match="expected channels >= 1, got 0"):
+        AffineCoupling(torch.nn.Identity(), 0, "even")
 
 
 def test_nets_start_at_zero_and_take_a_condition() -> None:
@@ -182,6 +207,10 @@ def test_condition_refuses_what_the_model_does_not_take() -> None:
         Condition(0)
     with pytest.raises(ValueError, match="context_features >= 0"):
         Condition(2, -1)
+    with pytest.raises(ValueError, match="embedding >= 1"):
+        Condition(2, embedding=0)
+    with pytest.raises(TypeError, match="expected num_classes as an integer, got True"):
+        Condition(True)
 
 
 def test_labels_out_of_range_are_nan_where_nobody_may_look() -> None:
