@@ -62,6 +62,13 @@ def tanh_exponential(x: Tensor, params: Tensor) -> Tensors:
     return torch.cat([x1, x2 * s.exp() + t], 1), total(s)
 
 
+def learned_tanh(x: Tensor, params: Tensor, gain: Tensor) -> Tensors:
+    x1, x2 = x.chunk(2, 1)
+    s, t = params.chunk(2, 1)
+    s = gain[:, None, None] * torch.tanh(s)
+    return torch.cat([x1, x2 * s.exp() + t], 1), total(s)
+
+
 def atan_exponential(x: Tensor, params: Tensor) -> Tensors:
     x1, x2 = x.chunk(2, 1)
     s, t = params.chunk(2, 1)
@@ -230,6 +237,7 @@ CASES = (
     case("exp", MIDDLE, EXP, exponential),
     case("exp-memory", MIDDLE, EXP | {"memory_efficient": True}, exponential),
     case("tanh", (4096, 2), EXP | {"squash": "tanh"}, tanh_exponential),
+    case("learned-tanh", MIDDLE, EXP | {"squash": "tanh"}, learned_tanh, gain=True),
     case(
         "checkerboard",
         BOARD,

@@ -189,6 +189,7 @@ struct Plan {
   Tensor index, gain;
   c10::SmallVector<int64_t, 64> channel;
   c10::SmallVector<uint8_t, 64> parity;
+  std::vector<float> odd;
 
   Plan(const Tensor& x, const Tensor& params, const OptionalTensor& gain_, const OptionalTensor& index_,
        at::MemoryFormat format, const Options& o) {
@@ -252,8 +253,10 @@ struct Plan {
     }
     a.channel = channel.data();
     a.parity = parity.data();
+    a.odd = odd.data();
 
-    const bool divisible = (a.pattern == Pattern::kRange && a.step == 1) || a.pattern == Pattern::kChannels;
+    const bool divisible = (a.pattern == Pattern::kRange && a.step == 1) || a.pattern == Pattern::kChannels ||
+                           a.pattern == Pattern::kChecker;
     a.pieces = divisible && a.row >= 2 * kChunk ? (a.row + kChunk - 1) / kChunk : 1;
     a.rows_per_chunk =
         a.pieces > 1 ? 1 : std::clamp<int64_t>(kChunk / std::max<int64_t>(a.row, 1), 1, std::max<int64_t>(a.rows, 1));
@@ -271,37 +274,44 @@ struct Plan {
 
  private:
   // Every second element by the parity of the sum of its spatial coordinates (of its channel where there are none).
-  void checker(at::IntArrayRef spatial, int64_t channels, bool last, bool odd) {
+  void checker(at::IntArrayRef spatial, int64_t channels, bool last, bool odd_part) {
     auto& a = args;
     if (spatial.empty()) {
       a.pattern = Pattern::kRange;
-      a.start = odd;
+      a.start = odd_part;
       a.step = 2;
-      a.count = (channels - odd + 1) / 2;
-      a.s_start += odd * a.params_step;
-      a.t_start += odd * a.params_step;
+      a.count = (channels - odd_part + 1) / 2;
+      a.s_start += odd_part * a.params_step;
+      a.t_start += odd_part * a.params_step;
       a.params_step *= 2;
-      a.gain_start = odd;
+      a.gain_start = odd_part;
       a.gain_step = 2;
       return;
     }
-    const int64_t width = spatial.back(), image_rows = c10::multiply_integers(spatial.slice(0, spatial.size() - 1));
+    size_t leading = spatial.size() - 1;
+    int64_t width = spatial[leading];
+    // Rows of odd length follow each other without a break in the pattern: together they are one row.
+    while (!last && width % 2 != 0 && leading > 0) width *= spatial[--leading];
+    const int64_t image_rows = c10::multiply_integers(spatial.slice(0, leading));
     parity.resize(size_t(image_rows));
     for (int64_t r = 0; r < image_rows; ++r) {
-      int64_t sum = odd, rest = r;
-      for (size_t d = spatial.size() - 1; d-- > 0;) {
+      int64_t sum = odd_part, rest = r;
+      for (size_t d = leading; d-- > 0;) {
         sum += rest % spatial[d];
         rest /= spatial[d];
       }
       parity[size_t(r)] = uint8_t(sum & 1);
     }
-    a.image_rows = image_rows;
-    a.image_row = width;
-    a.pattern = last ? Pattern::kCheckerPixels : Pattern::kCheckerRows;
-    if (!last) {
-      a.rows = channels * image_rows;
-      a.row = width;
+    if (last) {
+      a.pattern = Pattern::kCheckerPixels;
+      a.image_row = width;
+      return;
     }
+    a.pattern = Pattern::kChecker;
+    a.rows = channels;
+    a.row = image_rows * width;
+    odd.resize(size_t(image_rows * width + 1) / 2);
+    for (size_t k = 0; k < odd.size(); ++k) odd[k] = parity[2 * k / size_t(width)];
   }
 };
 
@@ -369,7 +379,6 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(const Tensor& grad_y
     return needed ? empty(t.sizes(), t.scalar_type(), format) : empty({0}, t.scalar_type());
   };
   Tensor grad_x = output(g, need_x), grad_params = output(p, need_params);
-  if (o.checkerboard()) grad_params.zero_();  // elements that pass have parameters too
   Tensor grad_gain = empty(need_gain ? gain->sizes() : at::IntArrayRef{0}, accumulate_type(g));
 
   Plan plan(g, p, gain, index, format, o);

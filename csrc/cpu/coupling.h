@@ -14,9 +14,11 @@ constexpr int64_t kDirect = 128;
 
 // The changing elements of a row, of a piece of one, or of `rows` alike; offsets from the sample's first element.
 struct Row {
-  int64_t x, n, step;  // x + cols[i] or x + i * step, i < n
+  int64_t x, n;  // x + cols[i] or x + i * at.step(), i < n
+  Spread at;
   const int64_t* cols;
-  int64_t s, t, params_step;
+  int64_t s, t;
+  Spread s_at, t_at;
   int64_t gain, gain_step;
   int64_t copy_begin, copy_end;  // elements of the row to pass through: [copy_begin, copy_end) ...
   int64_t hole_begin, hole_end;  // ... save these
@@ -26,8 +28,11 @@ struct Row {
 inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
   Row w{};
   w.rows = 1;
-  w.step = a.step;
-  w.params_step = a.params_step;
+  // Steps of 2 are of a row's every second element, or of s and t that take turns.
+  const bool odd = a.start % 2 != 0, lone = !odd && a.row % 2 != 0;
+  w.at = Spread(a.step, odd, lone);
+  w.s_at = Spread(a.params_step, a.step == 2 ? odd : a.s_start > a.t_start, a.step == 2 && lone);
+  w.t_at = Spread(a.params_step, a.step == 2 ? odd : a.t_start > a.s_start, a.step == 2 && lone);
   w.gain_step = 1;
   const int64_t x = r * a.row;
   switch (a.pattern) {
@@ -41,27 +46,15 @@ inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
       w.gain = a.gain_start;
       w.gain_step = a.gain_step;
       break;
-    case Pattern::kChannels: {
-      const int64_t k = a.channel[r];
+    case Pattern::kChannels:
+    case Pattern::kChecker: {
+      const int64_t k = a.pattern == Pattern::kChecker ? r : a.channel[r];
       w.x = x;
       w.n = k < 0 ? 0 : a.row;
       w.s = (a.s_start + k * a.params_step) * a.row;
       w.t = (a.t_start + k * a.params_step) * a.row;
-      w.params_step = 1;
+      w.s_at = w.t_at = Spread();
       w.gain = k;
-      w.gain_step = 0;
-      break;
-    }
-    case Pattern::kCheckerRows: {
-      const int64_t c = r / a.image_rows, i = r % a.image_rows, first = a.parity[i];
-      const int64_t plane = a.image_rows * a.row, in_plane = i * a.row + first;
-      w.x = x + first;
-      w.n = (a.row - first + 1) / 2;
-      w.step = 2;
-      w.s = (a.s_start + c * a.params_step) * plane + in_plane;
-      w.t = (a.t_start + c * a.params_step) * plane + in_plane;
-      w.params_step = 2;
-      w.gain = c;
       w.gain_step = 0;
       break;
     }
@@ -79,7 +72,7 @@ inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
   w.copy_begin = x;
   w.copy_end = x + a.row;
   w.hole_begin = w.hole_end = x;
-  const bool run = w.n && w.step == 1 && !w.cols;
+  const bool run = w.n && w.at.step() == 1 && !w.cols;
   if (run) {
     w.hole_begin = w.x;
     w.hole_end = w.x + w.n;
@@ -91,7 +84,7 @@ inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
     w.copy_begin = x + (p0 < before ? p0 : p0 + (w.hole_end - w.hole_begin));
     w.copy_end = x + (p1 <= before ? p1 : p1 + (w.hole_end - w.hole_begin));
     const int64_t j0 = cut(w.n, piece), j1 = cut(w.n, piece + 1);
-    w.x += j0, w.s += j0 * w.params_step, w.t += j0 * w.params_step, w.gain += j0 * w.gain_step;
+    w.x += j0, w.s += j0 * w.s_at.step(), w.t += j0 * w.t_at.step(), w.gain += j0 * w.gain_step;
     w.n = j1 - j0;
   }
   return w;
@@ -99,6 +92,7 @@ inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
 
 template <class X>
 inline void copy_passing(X* dst, const X* src, const Row& w, bool stream) {
+  stream = stream && (w.n == 0 || w.hole_begin != w.hole_end);  // what is overwritten soon belongs in the cache
   const int64_t left = std::min(w.copy_end, w.hole_begin), right = std::max(w.copy_begin, w.hole_end);
   if (w.hole_begin == w.hole_end) {
     if (w.copy_begin < w.copy_end) copy(dst + w.copy_begin, src + w.copy_begin, w.copy_end - w.copy_begin, stream);
@@ -116,7 +110,7 @@ inline Row merged(const CouplingArgs& a, Row w, int64_t rows, int64_t params_str
   w.task_stride = task_stride;
   w.copy_end = w.copy_begin + rows * a.row;
   w.hole_begin = w.hole_end = w.copy_begin;
-  if (w.n == a.row && w.step == 1 && !w.cols) w.copy_end = w.copy_begin;  // nothing passes
+  if (w.n == a.row && w.at.step() == 1 && !w.cols) w.copy_end = w.copy_begin;  // nothing passes
   return w;
 }
 
@@ -148,9 +142,7 @@ inline void for_rows(const CouplingArgs& a, int64_t begin, int64_t end, const F&
 // Elements that change in a full chunk; below kBlock, packed blocks span tasks. Fixed by the shape alone, so that
 // results do not depend on how threads share the tasks.
 inline bool small_tasks(const CouplingArgs& a) {
-  const int64_t per_row = a.pattern == Pattern::kCheckerRows                              ? a.row / 2
-                          : a.pattern == Pattern::kRange || a.pattern == Pattern::kGather ? a.count
-                                                                                          : a.row;
+  const int64_t per_row = a.pattern == Pattern::kRange || a.pattern == Pattern::kGather ? a.count : a.row;
   return a.pieces == 1 && per_row * a.rows_per_chunk < kBlock;
 }
 
@@ -159,7 +151,9 @@ using Arithmetic = std::conditional_t<std::is_same_v<X, double>, double, float>;
 
 // What is packed together: `rows` stretches of n elements, each from a row of its own.
 struct Packed {
-  int64_t task, offset, n, step, params_step, gain, gain_step;
+  int64_t task, offset, n;
+  Spread at, s_at, t_at;
+  int64_t gain, gain_step;
   const int64_t* cols;
   int64_t x, s, t;  // from the tensors' first elements
   int64_t rows, x_stride, params_stride, task_stride;
@@ -167,32 +161,56 @@ struct Packed {
   int64_t size() const { return n * rows; }
 };
 
+// Stretches of one element are one stretch across rows; first: the element's place in the first of them.
+inline Spread across(const Spread& at, const int64_t* cols, int64_t stride, int64_t* first) {
+  *first = cols ? cols[0] * at.step() : 0;
+  return Spread(stride, cols ? *first % 2 != 0 : at.second());
+}
+
+template <class T, class S>
+inline void load_stretches(T* dst, const S* src, const Packed& e, const Spread& at, const int64_t* cols,
+                           int64_t stride) {
+  int64_t first;
+  const Spread column = across(at, cols, stride, &first);
+  if (e.n == 1) return load(dst, src + first, column, nullptr, e.rows);
+  for (int64_t r = 0; r < e.rows; ++r) load(dst + r * e.n, src + r * stride, at, cols, e.n);
+}
+
+template <class S, class T>
+inline void store_stretches(S* dst, const T* src, const Packed& e, const Spread& at, const int64_t* cols,
+                            int64_t stride, bool stream) {
+  int64_t first;
+  const Spread column = across(at, cols, stride, &first);
+  if (e.n == 1) return store(dst + first, src, column, nullptr, e.rows, stream);
+  for (int64_t r = 0; r < e.rows; ++r) store(dst + r * stride, src + r * e.n, at, cols, e.n, stream);
+}
+
 template <class T, class S>
 inline void load_x(T* dst, const S* src, const Packed& e) {
-  for (int64_t r = 0; r < e.rows; ++r) load(dst + r * e.n, src + e.x + r * e.x_stride, e.step, e.cols, e.n);
+  load_stretches(dst, src + e.x, e, e.at, e.cols, e.x_stride);
 }
 
-template <class T, class S>
-inline void load_params(T* dst, const S* src, const Packed& e) {
-  for (int64_t r = 0; r < e.rows; ++r) {
-    load(dst + r * e.n, src + r * e.params_stride, e.params_step, nullptr, e.n);
-  }
-}
-
-template <class T, class S>
+template <class S, class T>
 inline void store_x(S* dst, const T* src, const Packed& e, bool stream) {
-  for (int64_t r = 0; r < e.rows; ++r) store(dst + e.x + r * e.x_stride, src + r * e.n, e.step, e.cols, e.n, stream);
+  store_stretches(dst + e.x, src, e, e.at, e.cols, e.x_stride, stream);
 }
 
 template <class T, class S>
-inline void store_params(S* dst, const T* src, const Packed& e, bool stream) {
-  for (int64_t r = 0; r < e.rows; ++r) {
-    store(dst + r * e.params_stride, src + r * e.n, e.params_step, nullptr, e.n, stream);
-  }
+inline void load_params(T* dst, const S* src, const Packed& e, const Spread& at) {
+  load_stretches(dst, src, e, at, nullptr, e.params_stride);
+}
+
+template <class S, class T>
+inline void store_params(S* dst, const T* src, const Packed& e, const Spread& at, bool stream) {
+  store_stretches(dst, src, e, at, nullptr, e.params_stride, stream);
 }
 
 template <class T>
 inline void load_gain(T* dst, const T* gain, const Packed& e) {
+  if (e.n == 1 || e.gain_step == 0) {
+    std::fill_n(dst, e.size(), gain[e.gain]);
+    return;
+  }
   for (int64_t r = 0; r < e.rows; ++r) {
     for (int64_t i = 0; i < e.n; ++i) dst[r * e.n + i] = gain[e.gain + i * e.gain_step];
   }
@@ -200,26 +218,50 @@ inline void load_gain(T* dst, const T* gain, const Packed& e) {
 
 template <class T>
 inline void add_gain_gradient(const CouplingArgs& a, const Packed& e, const T* grad) {
+  double* sums = a.grad_gain + e.gain;
+  if (e.n == 1 || e.gain_step == 0) {
+    *sums += sum_of(grad, e.size());
+    return;
+  }
   for (int64_t r = 0; r < e.rows; ++r) {
-    double* sums = a.grad_gain + e.gain;
-    if (e.gain_step == 0) {
-      *sums += sum_of(grad + r * e.n, e.n);
-    } else {
-      for (int64_t i = 0; i < e.n; ++i) sums[i * e.gain_step] += double(grad[r * e.n + i]);
-    }
+    for (int64_t i = 0; i < e.n; ++i) sums[i * e.gain_step] += double(grad[r * e.n + i]);
   }
 }
 
-// Splits rows into parts of at most `room()` elements, whole rows where several are alike, and hands each to `take`.
-template <class Take, class Room>
+// Where every second element of a row, or every second pixel, passes, its parameters have no gradient.
+template <class P>
+inline void zero_passing(P* grad, const CouplingArgs& a, const Row& w) {
+  if (a.pattern == Pattern::kCheckerPixels ? w.n == 0 : a.step == 2) {
+    std::fill_n(grad + w.t - a.t_start, w.rows * a.params_row, P(0));
+  }
+}
+
+// Splits rows into parts of at most `room()` elements, whole rows where several are alike, describes each in `place()`
+// (a copy of it would wait for the stores that made it) and calls `take` with it.
+template <class Room, class Place, class Take>
 inline void for_stretches(const CouplingArgs& a, const Row& w, int64_t task, int64_t sample, const Room& room,
-                          const Take& take) {
+                          const Place& place, const Take& take) {
   const int64_t x0 = sample * a.rows * a.row + w.x, p0 = sample * a.params_sample;
   const auto part = [&](int64_t row, int64_t j, int64_t n, int64_t rows) {
-    const int64_t x = x0 + row * w.x_stride + (w.cols ? 0 : j * w.step),
-                  p = p0 + row * w.params_stride + j * w.params_step;
-    take(Packed{task + row * w.task_stride, 0, n, w.step, w.params_step, w.gain + j * w.gain_step, w.gain_step,
-                w.cols ? w.cols + j : nullptr, x, p + w.s, p + w.t, rows, w.x_stride, w.params_stride, w.task_stride});
+    const int64_t p = p0 + row * w.params_stride;
+    Packed& e = place();
+    e.task = task + row * w.task_stride;
+    e.n = n;
+    const bool last = j + n == w.n;
+    e.at = last ? w.at : w.at.not_lone();
+    e.s_at = last ? w.s_at : w.s_at.not_lone();
+    e.t_at = last ? w.t_at : w.t_at.not_lone();
+    e.gain = w.gain + j * w.gain_step;
+    e.gain_step = w.gain_step;
+    e.cols = w.cols ? w.cols + j : nullptr;
+    e.x = x0 + row * w.x_stride + (w.cols ? 0 : j * w.at.step());
+    e.s = p + w.s + j * w.s_at.step();
+    e.t = p + w.t + j * w.t_at.step();
+    e.rows = rows;
+    e.x_stride = w.x_stride;
+    e.params_stride = w.params_stride;
+    e.task_stride = w.task_stride;
+    take(e);
   };
   for (int64_t row = 0; row < w.rows;) {
     const int64_t whole = w.n ? std::min(w.rows - row, room() / w.n) : w.rows;
@@ -237,11 +279,17 @@ inline void for_stretches(const CouplingArgs& a, const Row& w, int64_t task, int
   }
 }
 
-// Is a row usable where it lies?
+// Are tensors usable where they lie?
+template <class X, class P>
+inline bool in_place(const CouplingArgs& a) {
+  return std::is_same_v<X, Arithmetic<X>> && std::is_same_v<P, Arithmetic<X>> && !a.stream;
+}
+
+// Is a row?
 template <class X, class P>
 inline bool direct(const CouplingArgs& a, const Row& w) {
-  return std::is_same_v<X, Arithmetic<X>> && std::is_same_v<P, Arithmetic<X>> && !a.stream && w.step == 1 && !w.cols &&
-         w.params_step == 1 && w.gain_step <= 1 && w.rows == 1 && w.n >= kDirect;
+  return in_place<X, P>(a) && w.at.step() == 1 && !w.cols && w.s_at.step() == 1 && w.gain_step <= 1 && w.rows == 1 &&
+         w.n >= kDirect;
 }
 
 template <class X, class P>
@@ -253,8 +301,7 @@ void coupling_forward(const CouplingArgs& a, int64_t begin, int64_t end) {
   auto* y = static_cast<X*>(a.y);
   CouplingConsts<T> c(a);
   const bool span_tasks = small_tasks(a), additive = a.activation == Activation::kAdditive;
-  const ForwardBlockFn<T> block = PYGEN_BY_ACTIVATION(forward_block_for, T, false, a.activation, a.multiply_last);
-  const ForwardBlockFn<T> block_each = PYGEN_BY_ACTIVATION(forward_block_for, T, true, a.activation, a.multiply_last);
+  const Blocks<T>& blocks = blocks_for<T>(a.activation, a.multiply_last);
 
   alignas(64) T in[kBlock], s[kBlock], t[kBlock], g[kBlock], out[kBlock], each[kBlock];
   Packed packed[kBlock];
@@ -264,9 +311,9 @@ void coupling_forward(const CouplingArgs& a, int64_t begin, int64_t end) {
     if (!used) return;
     const T* gains = gain ? g : nullptr;
     if (span_tasks) {
-      block_each(in, s, t, gains, out, each, used, c);
+      blocks.forward_each(in, s, t, gains, out, each, used, c);
     } else {
-      a.log_scale[packed[0].task] += block(in, s, t, gains, out, nullptr, used, c);
+      a.log_scale[packed[0].task] += blocks.forward(in, s, t, gains, out, nullptr, used, c);
     }
     for (int64_t k = 0; k < stretches; ++k) {
       const Packed& e = packed[k];
@@ -278,32 +325,52 @@ void coupling_forward(const CouplingArgs& a, int64_t begin, int64_t end) {
     }
     used = stretches = 0;
   };
-  const auto pack = [&](Packed e) {
+  const auto pack = [&](Packed& e) {
     e.offset = used;
     load_x(in + used, x, e);
-    if (!additive) load_params(s + used, params + e.s, e);
-    load_params(t + used, params + e.t, e);
+    if (!additive) load_params(s + used, params + e.s, e, e.s_at);
+    load_params(t + used, params + e.t, e, e.t_at);
     if (gain) load_gain(g + used, gain, e);
-    packed[stretches++] = e;
+    ++stretches;
     used += e.size();
     if (used == kBlock) flush();
   };
+  Packed one;
+  const auto alone = [&]() -> Packed& { return one; };
+  const auto next = [&]() -> Packed& { return packed[stretches]; };
   const auto run = [&](const Packed& e) {
     if constexpr (std::is_same_v<X, T> && std::is_same_v<P, T>) {
       const T* gains = gain && e.gain_step ? gain + e.gain : nullptr;
       if (gain && !e.gain_step) c.set_gain(gain[e.gain]);
-      a.log_scale[e.task] += block(x + e.x, params + e.s, params + e.t, gains, y + e.x, nullptr, e.n, c);
+      a.log_scale[e.task] += blocks.forward(x + e.x, params + e.s, params + e.t, gains, y + e.x, nullptr, e.n, c);
     }
+  };
+  const auto checker = [&](const Packed& e) {
+    const float* odd = a.odd + e.x % a.row / 2;
+    if (gain) c.set_gain(gain[e.gain]);
+    if constexpr (std::is_same_v<X, T> && std::is_same_v<P, T>) {
+      if (!a.stream) {
+        a.log_scale[e.task] += blocks.forward_checker(x + e.x, params + e.s, params + e.t, odd, y + e.x, e.n, c);
+        return;
+      }
+    }
+    load_run(in, x + e.x, e.n);
+    if (!additive) load_run(s, params + e.s, e.n);
+    load_run(t, params + e.t, e.n);
+    a.log_scale[e.task] += blocks.forward_checker(in, s, t, odd, out, e.n, c);
+    store_run(y + e.x, out, e.n, a.stream);
   };
   for_rows(
       a, begin, end,
       [&](int64_t task, int64_t sample, const Row& w) {
         const int64_t base = sample * a.rows * a.row;
         copy_passing(y + base, x + base, w, a.stream);
-        if (direct<X, P>(a, w)) {
-          for_stretches(a, w, task, sample, [] { return kBlock; }, run);
+        if (a.pattern == Pattern::kChecker) {
+          for_stretches(a, w, task, sample, [] { return kBlock; }, alone, checker);
+        } else if (direct<X, P>(a, w)) {
+          for_stretches(a, w, task, sample, [] { return kBlock; }, alone, run);
         } else {
-          for_stretches(a, w, task, sample, [&] { return kBlock - used; }, pack);
+          for_stretches(a, w, task, sample, [&] { return kBlock - used; }, next, pack);
         }
       },
       [&](int64_t) {
@@ -325,8 +392,7 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
   CouplingConsts<T> c(a);
   const bool span_tasks = small_tasks(a), additive = a.activation == Activation::kAdditive;
   const bool need_t = a.recover && !a.multiply_last && !additive;
-  const BackwardBlockFn<T> block = PYGEN_BY_ACTIVATION(backward_block_for, T, false, a.activation, a.multiply_last);
-  const BackwardBlockFn<T> block_each = PYGEN_BY_ACTIVATION(backward_block_for, T, true, a.activation, a.multiply_last);
+  const Blocks<T>& blocks = blocks_for<T>(a.activation, a.multiply_last);
 
   alignas(64) T g[kBlock], l[kBlock], zs[kBlock], s[kBlock], t[kBlock], gains[kBlock];
   alignas(64) T grad_in[kBlock], grad_s[kBlock], grad_t[kBlock], grad_gain[kBlock];
@@ -346,59 +412,92 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
   const auto flush = [&] {
     if (!used) return;
     if (!span_tasks) l[0] = T(a.grad_logdet[packed[0].task / a.chunks]);
-    (span_tasks ? block_each : block)(buffers, used, c);
+    (span_tasks ? blocks.backward_each : blocks.backward)(buffers, used, c);
     for (int64_t k = 0; k < stretches; ++k) {
       const Packed& e = packed[k];
       if (grad_x) store_x(grad_x, grad_in + e.offset, e, a.stream);
-      if (grad_params && !additive) store_params(grad_params + e.s, grad_s + e.offset, e, a.stream);
-      if (grad_params) store_params(grad_params + e.t, grad_t + e.offset, e, a.stream);
+      if (grad_params && !additive) store_params(grad_params + e.s, grad_s + e.offset, e, e.s_at, a.stream);
+      if (grad_params) store_params(grad_params + e.t, grad_t + e.offset, e, e.t_at, a.stream);
       if (a.grad_gain) add_gain_gradient(a, e, grad_gain + e.offset);
     }
     used = stretches = 0;
   };
-  const auto pack = [&](Packed e) {
+  const auto pack = [&](Packed& e) {
     e.offset = used;
     load_x(g + used, grad_y, e);
     if (!additive) {
       load_x(zs + used, z, e);
-      load_params(s + used, params + e.s, e);
+      load_params(s + used, params + e.s, e, e.s_at);
     }
-    if (need_t) load_params(t + used, params + e.t, e);
+    if (need_t) load_params(t + used, params + e.t, e, e.t_at);
     if (gain) load_gain(gains + used, gain, e);
     for (int64_t r = 0; span_tasks && r < e.rows; ++r) {
       std::fill_n(l + used + r * e.n, e.n, T(a.grad_logdet[(e.task + r * e.task_stride) / a.chunks]));
     }
-    packed[stretches++] = e;
+    ++stretches;
     used += e.size();
     if (used == kBlock) flush();
   };
-  const auto run = [&](const Packed& e) {
+  // The block without buffers, for tensors of the arithmetic type.
+  const auto where_it_lies = [&](const Packed& e) {
+    BackwardBlock<T> p = buffers;
     if constexpr (std::is_same_v<X, T> && std::is_same_v<P, T>) {
-      BackwardBlock<T> p = buffers;
-      const T upstream(a.grad_logdet[e.task / a.chunks]);
-      p.l = &upstream;
       p.g = grad_y + e.x;
       p.z = z + e.x;
       p.s = params + e.s;
       p.t = params + e.t;
-      p.gain = gain && e.gain_step ? gain + e.gain : nullptr;
-      if (gain && !e.gain_step) c.set_gain(gain[e.gain]);
       if (p.grad_in) p.grad_in = grad_x + e.x;
       if (p.grad_s) p.grad_s = grad_params + e.s;
       if (p.grad_t) p.grad_t = grad_params + e.t;
-      block(p, e.n, c);
+    }
+    return p;
+  };
+  Packed one;
+  const auto alone = [&]() -> Packed& { return one; };
+  const auto next = [&]() -> Packed& { return packed[stretches]; };
+  const auto run = [&](const Packed& e) {
+    if constexpr (std::is_same_v<X, T> && std::is_same_v<P, T>) {
+      l[0] = T(a.grad_logdet[e.task / a.chunks]);
+      BackwardBlock<T> p = where_it_lies(e);
+      p.gain = gain && e.gain_step ? gain + e.gain : nullptr;
+      if (gain && !e.gain_step) c.set_gain(gain[e.gain]);
+      blocks.backward(p, e.n, c);
       if (a.grad_gain) add_gain_gradient(a, e, grad_gain);
     }
+  };
+  const auto checker = [&](const Packed& e) {
+    const float* odd = a.odd + e.x % a.row / 2;
+    double sum;
+    l[0] = T(a.grad_logdet[e.task / a.chunks]);
+    if (gain) c.set_gain(gain[e.gain]);
+    if (in_place<X, P>(a)) {
+      sum = blocks.backward_checker(where_it_lies(e), odd, e.n, c);
+    } else {
+      load_run(g, grad_y + e.x, e.n);
+      if (!additive) {
+        load_run(zs, z + e.x, e.n);
+        load_run(s, params + e.s, e.n);
+      }
+      if (need_t) load_run(t, params + e.t, e.n);
+      sum = blocks.backward_checker(buffers, odd, e.n, c);
+      if (grad_x) store_run(grad_x + e.x, grad_in, e.n, a.stream);
+      if (buffers.grad_s) store_run(grad_params + e.s, grad_s, e.n, a.stream);
+      if (buffers.grad_t) store_run(grad_params + e.t, grad_t, e.n, a.stream);
+    }
+    if (a.grad_gain) a.grad_gain[e.gain] += sum;
   };
   for_rows(
       a, begin, end,
       [&](int64_t task, int64_t sample, const Row& w) {
         const int64_t base = sample * a.rows * a.row;
         if (grad_x) copy_passing(grad_x + base, grad_y + base, w, a.stream);
-        if (direct<X, P>(a, w)) {
-          for_stretches(a, w, task, sample, [] { return kBlock; }, run);
+        if (grad_params) zero_passing(grad_params + sample * a.params_sample, a, w);
+        if (a.pattern == Pattern::kChecker) {
+          for_stretches(a, w, task, sample, [] { return kBlock; }, alone, checker);
+        } else if (direct<X, P>(a, w)) {
+          for_stretches(a, w, task, sample, [] { return kBlock; }, alone, run);
         } else {
-          for_stretches(a, w, task, sample, [&] { return kBlock - used; }, pack);
+          for_stretches(a, w, task, sample, [&] { return kBlock - used; }, next, pack);
         }
       },
       [&](int64_t) {
@@ -407,8 +506,6 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
   flush();
   if (a.stream) stream_fence();
 }
-
-#undef PYGEN_BY_ACTIVATION
 
 constexpr CouplingKernels coupling_kernels() {
   using BF16 = c10::BFloat16;

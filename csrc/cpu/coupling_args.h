@@ -12,7 +12,7 @@ enum class Pattern : int {
   kRange,          // every row: elements start, start + step, ... (count of them)
   kGather,         // every row: the elements cols[0], ..., cols[count - 1]
   kChannels,       // rows are channels: whole rows, those with channel[r] >= 0
-  kCheckerRows,    // rows are image rows: every second element
+  kChecker,        // rows are channels: of every two neighbours the second where `odd` is 1, else the first
   kCheckerPixels,  // rows are pixels: whole rows, every second pixel
 };
 
@@ -27,8 +27,9 @@ struct CouplingArgs {
   int64_t params_step;            // from one s (or t) to the next, in elements, or in channels
   const int64_t* cols;            // [count]
   const int64_t* channel;         // [rows]: the place of a channel among those that change, or -1
-  const uint8_t* parity;          // kChecker*: 1 where an image row begins with an element that passes
-  int64_t image_row, image_rows;  // kChecker*: elements in an image row, image rows in a channel
+  const float* odd;               // kChecker: [(row + 1) / 2]
+  const uint8_t* parity;          // kCheckerPixels: 1 where an image row begins with a pixel that passes
+  int64_t image_row;              // kCheckerPixels: pixels in an image row
   int64_t gain_start, gain_step;  // kRange: of the first changing element, and between two
   int64_t gain_count;             // 0: no gain tensor; 1: one for all; else one for a channel
   // tasks: a sample is cut into `chunks`, of rows_per_chunk rows, or each row into `pieces`

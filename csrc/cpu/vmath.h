@@ -24,6 +24,8 @@ namespace {
 template <class T>
 using Vec = at::vec::Vectorized<T>;
 
+constexpr int64_t kBlock = 512;  // elements that are handled together
+
 // Comparisons as the ISA holds them: a mask register, or a vector.
 #if defined(CPU_CAPABILITY_AVX512)
 PYGEN_INLINE __mmask16 less(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -278,14 +280,62 @@ struct LogSum<float> {
 
 constexpr int64_t kCall = 8;  // below, a loop is faster than a call of memcpy
 
-// dst[i] = src[i * step] or src[cols[i] * step], from storage type S to arithmetic type T
+// How elements lie: every step-th. Where that is every second, each is one of a pair of neighbours that no other row
+// shares: second() if the later one; lone() if the last is a pair's first and has no neighbour.
+class Spread {
+ public:
+  PYGEN_INLINE Spread(int64_t step = 1, bool second = false, bool lone = false) : code_(step * 4 + lone * 2 + second) {}
+
+  PYGEN_INLINE int64_t step() const { return code_ >> 2; }
+  PYGEN_INLINE bool second() const { return code_ & 1; }
+  PYGEN_INLINE bool lone() const { return code_ & 2; }
+  PYGEN_INLINE Spread not_lone() const { return Spread(step(), second()); }
+
+ private:
+  int64_t code_;  // one word: a copy of several fields would wait for each of their stores
+};
+
+// Pairs of neighbours as integers, which compilers vectorise.
+template <int kBytes>
+struct PairOf;
+template <>
+struct PairOf<2> {
+  using One = uint16_t __attribute__((may_alias));
+  using Two = uint32_t __attribute__((aligned(2), may_alias));
+};
+template <>
+struct PairOf<4> {
+  using One = uint32_t __attribute__((may_alias));
+  using Two = uint64_t __attribute__((aligned(4), may_alias));
+};
+
+template <class S>
+inline int64_t load_pairs(S* __restrict dst, const S* __restrict src, const Spread& at, int64_t n) {
+  using One = typename PairOf<sizeof(S)>::One;
+  const auto* pairs = reinterpret_cast<const typename PairOf<sizeof(S)>::Two*>(src - at.second());
+  const int shift = at.second() ? 8 * sizeof(S) : 0;
+  auto* ones = reinterpret_cast<One*>(dst);
+  n -= at.lone();
+  for (int64_t i = 0; i < n; ++i) ones[i] = One(pairs[i] >> shift);
+  return n;
+}
+
+template <class S>
+inline int64_t store_pairs(S* __restrict dst, const S* __restrict src, const Spread& at, int64_t n) {
+  using One = typename PairOf<sizeof(S)>::One;
+  using Two = typename PairOf<sizeof(S)>::Two;
+  auto* pairs = reinterpret_cast<Two*>(dst - at.second());
+  const int shift = at.second() ? 8 * sizeof(S) : 0;
+  const Two other = ~(Two(One(-1)) << shift);
+  const auto* ones = reinterpret_cast<const One*>(src);
+  n -= at.lone();
+  for (int64_t i = 0; i < n; ++i) pairs[i] = (pairs[i] & other) | (Two(ones[i]) << shift);
+  return n;
+}
+
 template <class T, class S>
-inline void load(T* __restrict dst, const S* __restrict src, int64_t step, const int64_t* cols, int64_t n) {
-  if (cols) {
-    for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(src[cols[i] * step]);
-  } else if (step != 1 || n < kCall) {
-    for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(src[i * step]);
-  } else if constexpr (std::is_same_v<T, S>) {
+inline void load_run(T* __restrict dst, const S* __restrict src, int64_t n) {
+  if constexpr (std::is_same_v<T, S>) {
     std::memcpy(dst, src, size_t(n) * sizeof(T));
   } else {
     int64_t i = 0;
@@ -296,6 +346,29 @@ inline void load(T* __restrict dst, const S* __restrict src, int64_t step, const
     }
     for (; i < n; ++i) dst[i] = static_cast<T>(src[i]);
   }
+}
+
+// dst[i] = src[i * step] or src[cols[i] * step], from storage type S to arithmetic type T; at most kBlock elements
+template <class T, class S>
+inline void load(T* __restrict dst, const S* __restrict src, const Spread& at, const int64_t* cols, int64_t n) {
+  if (cols) {
+    for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<T>(src[cols[i] * at.step()]);
+    return;
+  }
+  if (at.step() == 1 && n >= kCall) return load_run(dst, src, n);
+  int64_t i = 0;
+  if constexpr (sizeof(S) <= 4) {
+    if (at.step() == 2 && n >= kCall) {
+      if constexpr (std::is_same_v<T, S>) {
+        i = load_pairs(dst, src, at, n);
+      } else {
+        S dense[kBlock];
+        i = load_pairs(dense, src, at, n);
+        load_run(dst, dense, i);
+      }
+    }
+  }
+  for (; i < n; ++i) dst[i] = static_cast<T>(src[i * at.step()]);
 }
 
 // memcpy past the caches: for outputs larger than the last of them, where a normal store first reads what it overwrites
@@ -341,15 +414,9 @@ inline void copy(T* __restrict dst, const T* __restrict src, int64_t n, bool str
   }
 }
 
-// the inverse of load
 template <class S, class T>
-inline void store(S* __restrict dst, const T* __restrict src, int64_t step, const int64_t* cols, int64_t n,
-                  bool stream) {
-  if (cols) {
-    for (int64_t i = 0; i < n; ++i) dst[cols[i] * step] = static_cast<S>(src[i]);
-  } else if (step != 1 || n < kCall) {
-    for (int64_t i = 0; i < n; ++i) dst[i * step] = static_cast<S>(src[i]);
-  } else if constexpr (std::is_same_v<T, S>) {
+inline void store_run(S* __restrict dst, const T* __restrict src, int64_t n, bool stream) {
+  if constexpr (std::is_same_v<T, S>) {
     copy(dst, src, n, stream);
   } else {
     constexpr int64_t kPair = 2 * Vec<T>::size();
@@ -359,6 +426,30 @@ inline void store(S* __restrict dst, const T* __restrict src, int64_t step, cons
     }
     for (; i < n; ++i) dst[i] = static_cast<S>(src[i]);
   }
+}
+
+// the inverse of load
+template <class S, class T>
+inline void store(S* __restrict dst, const T* __restrict src, const Spread& at, const int64_t* cols, int64_t n,
+                  bool stream) {
+  if (cols) {
+    for (int64_t i = 0; i < n; ++i) dst[cols[i] * at.step()] = static_cast<S>(src[i]);
+    return;
+  }
+  if (at.step() == 1 && n >= kCall) return store_run(dst, src, n, stream);
+  int64_t i = 0;
+  if constexpr (sizeof(S) <= 4) {
+    if (at.step() == 2 && n >= kCall) {
+      if constexpr (std::is_same_v<T, S>) {
+        i = store_pairs(dst, src, at, n);
+      } else {
+        S dense[kBlock];
+        store_run(dense, src, n, false);
+        i = store_pairs(dst, dense, at, n);
+      }
+    }
+  }
+  for (; i < n; ++i) dst[i * at.step()] = static_cast<S>(src[i]);
 }
 
 }  // namespace
