@@ -40,11 +40,13 @@ def stream(
     if generator is not None:
         seed = seed_of(generator)
         seed -= (1 << 64) if seed >= 1 << 63 else 0
-    for name, value, end in (("step", step, 24), ("draw", draw, 8), ("first_sample", first_sample, 63)):
-        if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+    for name, value, end in (("step", step, 1 << 24), ("draw", draw, 1 << 8), ("first_sample", first_sample, 1 << 63)):
+        if type(value) is not int:
             raise TypeError(f"expected {name} as an integer, got {value!r}")
-        if not 0 <= value < 1 << end:
-            raise ValueError(f"expected {name} in [0, 2^{end}), got {value}")
+        if not 0 <= value < end:
+            raise ValueError(f"expected {name} in [0, {end}), got {value}")
+    if type(offset) is not int:
+        raise TypeError(f"expected offset as an integer, got {offset!r}")
     ids = torch.empty(0, dtype=torch.int64, device=device)
     if sample_ids is not None:
         if not isinstance(sample_ids, Tensor):

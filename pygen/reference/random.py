@@ -111,7 +111,7 @@ def _uniform(w: Tensor) -> Tensor:
 def _normal(w: Tensor) -> Tensor:
     """Box and Muller (1958): of words (a, b) of a counter, sqrt(-2 log u(a)) times cosine and sine of 2 pi b / 2^32."""
     a, b = w[..., 0::2, :], w[..., 1::2, :]
-    radius = (_join(*_split_unit(a)) * -2.0).sqrt()
+    radius = (_join(*_split_unit(a)) * -2.0).double().sqrt().float()  # MKL's float32 root is not correctly rounded
     cosine, sine = _cos_sin(b)
     return torch.stack([radius * cosine, radius * sine], -2).flatten(-3, -2)
 
