@@ -69,7 +69,7 @@ def _samples(ids: Tensor, first_sample: int, batch: int) -> Tensor:
 def _check_stream(op: str, size: Sequence[int], ids: Tensor, first_sample: int, step: int, offset: int) -> None:
     if len(size) == 0:
         raise ValueError(f"{op}: expected a shape of at least one dimension, which counts samples, got ()")
-    if min(size) < 0:
+    if any(n < 0 for n in size):  # not min(size), which a compiler guards on
         raise ValueError(f"{op}: expected sizes >= 0, got {tuple(size)}")
     if ids.dtype != torch.int64:
         raise TypeError(f"{op}: expected sample_ids of torch.int64, got {ids.dtype}")
@@ -148,11 +148,14 @@ def _check_dequantize(
     if levels < 1:
         raise ValueError(f"dequantize: expected levels >= 1, got {levels}")
     _check_stream("dequantize", x.shape, ids, first_sample, step, offset)
-    if noise is not None and (noise.shape, noise.dtype, noise.device) != (x.shape, dtype, x.device):
-        raise ValueError(
-            f"dequantize: expected noise of shape {tuple(x.shape)} and {dtype} on {x.device}, got "
-            f"{tuple(noise.shape)} {noise.dtype} on {noise.device}"
-        )
+    if noise is not None:
+        if (noise.shape, noise.dtype) != (x.shape, dtype):
+            raise ValueError(
+                f"dequantize: expected noise of shape {tuple(x.shape)} and {dtype}, got {tuple(noise.shape)} "
+                f"and {noise.dtype}"
+            )
+        if noise.device != x.device:
+            raise ValueError(f"dequantize: expected noise on {x.device} as x, got {noise.device}")
 
 
 # --- the ops ----------------------------------------------------------------------------------------------------------
@@ -180,7 +183,7 @@ def _drawn(seed: int | None) -> int:
 def _default_bernoulli(p: Tensor, ids: Tensor, seed: int | None, first_sample: int, step: int, offset: int) -> Tensor:
     _check_bernoulli(p, ids, seed, first_sample, step, offset)
     samples = _samples(ids, first_sample, len(p))
-    draws = reference.bernoulli(p.detach(), samples, _drawn(seed), step, offset)
+    draws = reference.bernoulli(p.detach().contiguous(), samples, _drawn(seed), step, offset)
     if p.device.type == "cpu" and draws.isnan().any():
         wrong = p[draws.isnan()][0].item()
         raise ValueError(f"bernoulli: expected probabilities in [0, 1], got {wrong}")
