@@ -242,7 +242,8 @@ def ulps(found: Tensor, true: Tensor, least: float = 0.0) -> float:
 
 
 def test_worst_errors_against_float64() -> None:
-    """Measured: log u 2.3, normal's radius 1.6, its cosine and sine 1.3, logistic 3.1, Gumbel 4.0 ulp (of 1 below 1)."""
+    """In ulp, measured over these words: log u 2.36, the normal's radius 1.73, cosine and sine 2.71, their product over
+    random pairs 4.2; logistic 2.0; Gumbel 2.06 (of 1, below 1)."""
     w = words()
     u, rest = (w.double() + 0.5) / 2**32, ((w ^ 0xFFFFFFFF).double() + 0.5) / 2**32
     log_u = torch.where(u < 0.5, u.log(), torch.log1p(-rest))
@@ -263,13 +264,16 @@ def test_worst_errors_against_float64() -> None:
         "logistic": ulps(reference._logistic(w), log_u - log_rest),
         "gumbel": ulps(reference._gumbel(w), -(-log_u).log(), 1.0),
     }
+    order = torch.randperm(len(w))
+    product = (log * -2.0).double().sqrt().float() * cosine[order]
+    errors["normal"] = ulps(product, (-2 * log_u).sqrt() * true_cosine[order])
     print(errors)
-    bounds = {"log": 3.0, "radius": 2.5, "cosine": 2.5, "sine": 2.5, "logistic": 4.5, "gumbel": 4.5}
+    bounds = {"log": 2.5, "radius": 2, "cosine": 3, "sine": 3, "normal": 5, "logistic": 2.5, "gumbel": 2.5}
     assert all(errors[k] <= bounds[k] for k in bounds), errors
 
 
 def test_exp_of_the_weights() -> None:
-    """Units of 2^-30, off by one at most for x below -5, where float32 tells them apart, else by 2e-7 of their number."""
+    """round(2^30 e^x), up to 2.5e-7 of it."""
     x = torch.linspace(-33, 0, 100_001)
     found = reference.weights(torch.stack([x, torch.zeros_like(x)], 1))[:, 0]
     true = x.double().exp() * 2**30
