@@ -33,15 +33,8 @@ extern "C" void words(const uint32_t* c, uint64_t seed, uint32_t* out) {
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 def test_the_header_word_by_word(tmp_path: Path) -> None:
     (tmp_path / "all.cpp").write_text(SOURCE)
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O2",
-        "-ffp-contract=off",
-        "-shared",
-        "-fPIC",
-        f"-I{Path(__file__).parents[2] / 'csrc'}",
-    ]
+    include = Path(__file__).parents[2] / "csrc"
+    command = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{include}"]
     subprocess.run([*command, "-o", str(tmp_path / "all.so"), str(tmp_path / "all.cpp")], check=True)
     library = ctypes.CDLL(str(tmp_path / "all.so"))
 
