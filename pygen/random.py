@@ -147,7 +147,8 @@ def gumbel(
 ) -> Tensor:
     """Standard Gumbel numbers, -log(-log u) with u = (w + 1/2) / 2^32, in [-3.13, 22.9].
 
-    Worst error against float64: 2.5 units in the last place, of 1 for numbers below 1. See `pygen.random` for the arguments.
+    Worst error against float64: 2.5 units in the last place, of 1 for numbers below 1. See `pygen.random` for the
+    arguments.
     """
     return _fill("gumbel", shape, generator, first_sample, sample_ids, step, draw, offset, dtype, device)
 

@@ -136,7 +136,7 @@ NUMBERS = register(
 
 def bernoulli_reference(p: Tensor, generator: int, step: int = 0, draw: int = 0, offset: int = 0) -> Tensor:
     """The same, for samples 0, 1, ..."""
-    return reference.bernoulli(p, torch.arange(len(p)), generator, step_word(step, draw), offset)
+    return reference.bernoulli(p, torch.arange(len(p), device=p.device), generator, step_word(step, draw), offset)
 
 
 def probabilities(*shape: int) -> Tensor:
@@ -193,7 +193,8 @@ BERNOULLI = register(
 
 def categorical_reference(logits: Tensor, generator: int, step: int = 0, draw: int = 0, offset: int = 0) -> Tensor:
     """The same, for samples 0, 1, ..."""
-    return reference.categorical(logits, torch.arange(len(logits)), generator, step_word(step, draw), offset)
+    samples = torch.arange(len(logits), device=logits.device)
+    return reference.categorical(logits, samples, generator, step_word(step, draw), offset)
 
 
 def logits(*shape: int) -> Tensor:
