@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-OPS = ("coupling",)  # files of this package that hold `CASES: tuple[Case, ...]`
+OPS = ("coupling", "random")  # files of this package that hold `CASES: tuple[Case, ...]`
 
 MODES = ("fwd", "bwd", "full", "call")
 
@@ -67,6 +67,9 @@ class Case:
     modes: "fwd" without gradient, "bwd" the backward pass alone, "full" both, "call" one forward call beside an empty
         op (with gradient recording if `call_grad`).
     quick: belongs to `--quick`.
+    draws: it draws random numbers, so that no two arms give the same; inputs record no gradient.
+    threads: how many torch uses, where not the run's.
+    tier: the CPU tier that pygen uses, where not the best.
     """
 
     op: str
@@ -76,6 +79,9 @@ class Case:
     modes: tuple[str, ...] = ("fwd", "bwd", "full")
     call_grad: bool = False
     quick: bool = False
+    draws: bool = False
+    threads: int | None = None
+    tier: str | None = None
 
     @property
     def key(self) -> str:

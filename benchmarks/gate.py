@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import backends
 from .cases import Case, Function, Inputs, Problem, Tensors
 
 
@@ -30,8 +31,11 @@ class Bound:
         return self.backward(*self.forward())
 
 
-def bind(function: Function, inputs: Inputs) -> Bound:
-    """Leaves and upstream gradients for a function; the gradients have the same values for every function."""
+def bind(function: Function, inputs: Inputs, draws: bool = False) -> Bound:
+    """Leaves and upstream gradients for a function; the gradients have the same values for every function. draws: it
+    has no gradient."""
+    if draws:
+        return Bound(function, inputs.tensors, inputs.tensors, ())
     leaves = tuple(t.detach().requires_grad_() for t in inputs.tensors)
     generator = torch.Generator(leaves[0].device).manual_seed(1)
     upstream = []
@@ -89,6 +93,43 @@ class Gate:
     def _judge(self, errors: dict[str, float], bounds: dict[str, float]) -> str | None:
         wrong = [f"{n}: error {e:.1e}, at most {bounds[n]:.1e}" for n, e in errors.items() if not e <= bounds[n]]
         return "; ".join(wrong) or None
+
+
+class DrawGate:
+    """Judges arms that draw random numbers.
+
+    Ours: the reference's bits, for the same state of torch's generator. Baselines: shape, dtype, and mean and standard
+    deviation to a tenth of the latter: the same distribution, not another one.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        with backends.use("reference"):
+            self.truth = self.outputs(problem.ours, problem.inputs.tensors)
+
+    @staticmethod
+    def outputs(function: Function, inputs: Tensors) -> Tensors:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return function(*inputs)
+
+    def ours(self, bound: Bound) -> str | None:
+        """None when ours is right, else what is wrong."""
+        pairs = zip(self.outputs(bound.function, bound.inputs), self.truth, strict=True)
+        return None if all(torch.equal(a, b) for a, b in pairs) else "not the numbers of the reference"
+
+    def baseline(self, bound: Bound) -> str | None:
+        """None when an arm draws from the same distribution, else what differs."""
+        for found, truth in zip(self.outputs(bound.function, bound.inputs), self.truth, strict=True):
+            if (found.shape, found.dtype) != (truth.shape, truth.dtype):
+                return f"{tuple(found.shape)} {found.dtype}, expected {tuple(truth.shape)} {truth.dtype}"
+            a, b = found.double(), truth.double()
+            if max((a.mean() - b.mean()).abs(), (a.std() - b.std()).abs()) > 0.1 * b.std():
+                return f"mean {a.mean():.3g} +- {a.std():.3g}, expected {b.mean():.3g} +- {b.std():.3g}"
+        return None
+
+
+def gate_of(case: Case, problem: Problem) -> Gate | DrawGate:
+    return DrawGate(problem) if case.draws else Gate(case, problem)
 
 
 def _size(truth: Tensor) -> float:

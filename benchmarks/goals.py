@@ -41,7 +41,7 @@ class Goal:
     def text(self) -> str:
         what = {
             "geomean": f"geometric mean over {self.versus}",
-            "min_ratio": f"never below {self.versus}",
+            "min_ratio": f"{'never below' if self.at_least == 1 else 'least ratio over'} {self.versus}",
             "pct_limit": "% of the limit beyond the last-level cache",
             "over_empty_us": "us over an empty op",
         }[self.kind]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pygen.benchmarks.cases import OPS, Case, load
-from pygen.benchmarks.gate import Gate, bind
+from pygen.benchmarks.gate import bind, gate_of
 from pygen.benchmarks.worker import job
 
 pytest.importorskip("pytest_benchmark")
@@ -33,8 +33,8 @@ def test_speed(benchmark: Any, case: Case, impl: str) -> None:
             pytest.skip(str(error))
     else:
         function = {"pygen": problem.ours, "eager": eager, "compile": torch.compile(eager, dynamic=False)}[impl]
-    bound = bind(function, problem.likes.get(impl, problem.inputs))
-    gate = Gate(case, problem)
+    bound = bind(function, problem.likes.get(impl, problem.inputs), case.draws)
+    gate = gate_of(case, problem)
     assert (gate.ours(bound) if impl == "pygen" else gate.baseline(bound)) is None
     mode = "full" if "full" in case.modes else case.modes[0]
     timed = job(bound, mode, case.call_grad)

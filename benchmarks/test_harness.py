@@ -17,7 +17,7 @@ from torch import Tensor
 from pygen.benchmarks import goals, report, results, runner, timing
 from pygen.benchmarks.cases import OPS, Case, Inputs, Problem, Work, load
 from pygen.benchmarks.cli import bench
-from pygen.benchmarks.gate import Gate, bind
+from pygen.benchmarks.gate import Gate, bind, gate_of
 from pygen.benchmarks.worker import Session
 
 CPU = torch.device("cpu")
@@ -105,10 +105,20 @@ def test_gate_admits_a_baseline_that_rounds_differently_but_not_another_function
 @pytest.mark.parametrize("case", [case for op in OPS for case in load(op) if case.quick], ids=lambda case: case.key)
 def test_ours_and_every_baseline_of_the_quick_cases_pass(case: Case) -> None:
     problem = case.build(CPU)
-    gate = Gate(case, problem)
-    assert gate.ours(bind(problem.ours, problem.inputs)) is None
+    gate = gate_of(case, problem)
+    assert gate.ours(bind(problem.ours, problem.inputs, case.draws)) is None
     for function in problem.eager.values():
-        assert gate.baseline(bind(function, problem.inputs)) is None
+        assert gate.baseline(bind(function, problem.inputs, case.draws)) is None
+
+
+def test_draws_are_judged_by_bits_and_by_distribution() -> None:
+    case = next(case for case in load("random") if case.name == "normal-64x64")
+    problem = case.build(CPU)
+    gate = gate_of(case, problem)
+    randn, rand = (lambda x: (torch.randn_like(x),)), (lambda x: (torch.rand_like(x),))
+    assert gate.ours(bind(randn, problem.inputs, case.draws)) == "not the numbers of the reference"
+    assert gate.baseline(bind(randn, problem.inputs, case.draws)) is None
+    assert "expected" in (gate.baseline(bind(rand, problem.inputs, case.draws)) or "")
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------
@@ -305,7 +315,7 @@ def test_results_page_is_what_the_committed_files_say() -> None:
         (["spline?"], "'spline?' is not"),
         (["--device", "tpu7"], "tpu7"),
         (["--device", "meta"], "expected cpu or cuda"),
-        (["--case", "nothing like it"], "no case of coupling has 'nothing like it'"),
+        (["--case", "nothing like it"], "no case of coupling, random has 'nothing like it'"),
     ],
 )
 def test_arguments_that_are_refused(arguments: list[str], message: str) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import backends
+from .. import _ext, backends
 from .._lib import OPS
 from . import timing
 from .cases import Case, Function, Inputs, Problem, dtype_name, find
-from .gate import Bound, Gate, bind
+from .gate import Bound, bind, gate_of
 from .timing import Job
 
 Row = dict[str, Any]
@@ -70,12 +70,12 @@ class Session:
 
     def admit(self) -> None:
         """The correctness gate, and the choice between equally natural baselines."""
-        gate = Gate(self.case, self.problem)
+        gate = gate_of(self.case, self.problem)
 
         def passes(impl: str, function: Function, ours: bool = False) -> Bound | None:
             bound: Bound | None = None
             try:
-                bound = bind(function, self.inputs(impl))
+                bound = bind(function, self.inputs(impl), self.case.draws)
                 wrong = gate.ours(bound) if ours else gate.baseline(bound)
             except Exception as error:  # an arm that raises must not take the others' figures with it
                 wrong = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -177,6 +177,11 @@ def keeps_pages() -> bool:
 
 def run(case: Case, heap: str, device: torch.device, quick: bool) -> dict[str, Any]:
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
+    if case.tier is not None:
+        _ext.use(case.tier)
     session = Session(case, heap, device, quick)
     session.admit()
     rows = [row for mode in case.modes for row in session.time(mode)]
@@ -192,7 +197,7 @@ def run(case: Case, heap: str, device: torch.device, quick: bool) -> dict[str, A
     notes = [f"{case.key} {impl}: not timed ({why})" for impl, why in session.missing.items()]
     if heap == "retained" and device.type == "cpu" and not keeps_pages():
         notes.append("the C library does not honour the settings of the retained heap: it is a default heap here")
-    return {"rows": rows, "facts": facts, "failed": session.failed, "notes": notes, "threads": torch.get_num_threads()}
+    return {"rows": rows, "facts": facts, "failed": session.failed, "notes": notes, "threads": threads}
 
 
 def main(spec_path: str, result_path: str) -> None:

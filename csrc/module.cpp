@@ -3,6 +3,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <Python.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
@@ -25,8 +26,8 @@ PyObject* use(PyObject*, PyObject* capsule) {
 // --- quick calls -----------------------------------------------------------------------------------------------------
 //
 // torch.ops finds an overload, converts arguments by their schema and looks for overrides, in about a microsecond and a
-// half: more than a kernel on a small tensor takes. With plain tensors, numbers and strings in the schema's order there
-// is nothing to find; anything else goes to torch.ops.
+// half: more than a kernel on a small tensor takes. With plain tensors, numbers, strings, shapes and dtypes in the
+// schema's order there is nothing to find; anything else goes to torch.ops.
 
 struct QuickOp {
   c10::OperatorHandle handle;
@@ -51,6 +52,18 @@ bool convert(PyObject* arg, c10::IValue& value) {
     int overflow = 0;
     value = int64_t(PyLong_AsLongLongAndOverflow(arg, &overflow));
     return overflow == 0;
+  } else if (THPDtype_Check(arg)) {
+    value = int64_t(reinterpret_cast<THPDtype*>(arg)->scalar_type);
+  } else if (PyTuple_CheckExact(arg)) {  // a shape
+    std::vector<int64_t> sizes;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arg); ++i) {
+      int overflow = 0;
+      PyObject* size = PyTuple_GET_ITEM(arg, i);
+      if (!PyLong_CheckExact(size)) return false;
+      sizes.push_back(PyLong_AsLongLongAndOverflow(size, &overflow));
+      if (overflow != 0) return false;
+    }
+    value = std::move(sizes);
   } else {
     return false;
   }

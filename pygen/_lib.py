@@ -40,26 +40,28 @@ def define(
     family: str,
     default: Kernel,
     fake: Kernel,
-    setup_context: Kernel | None,
-    backward: Kernel,
     check: Kernel,
-    options: type[Options] | None,
     cuda: str | None,
+    setup_context: Kernel | None = None,
+    backward: Kernel | None = None,
+    options: type[Options] | None = None,
+    draws: bool = False,
 ) -> None:
     """Declares one op.
 
     schema: in torch's schema language, with the op's name and without the namespace.
     default: the reference kernel; serves every device that no native kernel serves.
     fake: shapes, dtypes and strides of the outputs.
-    setup_context, backward: the gradient, as in `torch.library.register_autograd`. An op without a derivative of
-        its own passes a `backward` that raises (`once_differentiable`): without one, second-order gradients through
-        it would be silently wrong.
     check: raises for arguments that the op does not admit; called before a Triton launcher is (`default` and `fake` see
         to it themselves).
-    options: what the schema's argument `str options` stands for: default, fake, check and the Triton launcher get it
-        parsed; setup_context and backward get the string.
     cuda: "triton" registers `launch_<name>` of `kernels/<family>.py` at the CUDA key, imported at its first call.
         "cuda" leaves that key to the C++ glue.
+    setup_context, backward: the gradient, as in `torch.library.register_autograd`. A backward op without a derivative
+        of its own passes a `backward` that raises (`once_differentiable`): without one, second-order gradients through
+        it would be silently wrong. None: the outputs never require grad, whatever the inputs do.
+    options: what the schema's argument `str options` stands for: default, fake, check and the Triton launcher get it
+        parsed; setup_context and backward get the string.
+    draws: it may advance a random generator: compilers neither drop, merge nor repeat its calls.
     """
     name, arguments = schema.split("->")[0].rstrip(" )").split("(", 1)
     place = arguments.split(", ").index("str options") if options is not None else 0
@@ -70,10 +72,14 @@ def define(
         parse = options.parse
         return lambda *args: kernel(*args[:place], parse(args[place]), *args[place + 1 :])
 
-    lib.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    tags = (torch.Tag.pt2_compliant_tag, *([torch.Tag.nondeterministic_seeded] if draws else []))
+    lib.define(schema, tags=tags)
     lib.impl(name, parsed(default), "CompositeExplicitAutograd")
     torch.library.register_fake(f"pygen::{name}", parsed(fake), lib=lib)
-    torch.library.register_autograd(f"pygen::{name}", backward, setup_context=setup_context, lib=lib)
+    if backward is None:
+        lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    else:
+        torch.library.register_autograd(f"pygen::{name}", backward, setup_context=setup_context, lib=lib)
     if cuda == "triton" and importlib.util.find_spec("triton") is not None:
 
         def launch(*args: Any) -> Any:

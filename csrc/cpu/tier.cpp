@@ -3,13 +3,14 @@
 
 #include "coupling.h"
 #include "probe.h"
+#include "random.h"
 #include "table.h"
 
 namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-const Table kTable{coupling_kernels(), probe_kernels()};
+const Table kTable{coupling_kernels(), random_kernels(), probe_kernels()};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tier", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 

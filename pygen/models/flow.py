@@ -90,12 +90,12 @@ class Flow(Model):
         if not 0 <= temperature < math.inf:
             raise ValueError(f"expected a finite temperature >= 0, got {temperature}")
         like = self._like
-        generator = random.as_generator(generator, like.device)
+        seed = random.seed_of(generator)
         if y is None and self.num_classes is not None:
-            y = random.integers(self.num_classes, (n,), generator=generator, device=like.device)
+            y = random.integers(self.num_classes, (n,), generator=seed, draw=1, device=like.device)
         elif isinstance(y, int):
             y = torch.full((n,), y, device=like.device)
         elif y is not None:
             y = torch.as_tensor(y, device=like.device)
-        z = random.normal((n, math.prod(self.shape)), generator=generator, dtype=like.dtype, device=like.device)
+        z = random.normal((n, math.prod(self.shape)), generator=seed, dtype=like.dtype, device=like.device)
         return self.decode(temperature * z, y, context=context)

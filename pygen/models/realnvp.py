@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .. import random
 from ..nn import AffineCoupling, Chain, Logit, ResidualNet, Squeeze, dequantize, quantize
 from ..nn._arguments import check_integer
 from ..random import Source
@@ -82,9 +81,7 @@ class RealNVP(Flow):
 
     def _prepare(self, x: Tensor, generator: Source) -> Tensor:
         self._check_shape("x", x, self.shape)
-        dtype = self._like.dtype
-        noise = random.uniform(x.shape, generator=generator, dtype=dtype, device=x.device)
-        return dequantize(x, self.levels, noise, dtype)
+        return dequantize(x, self.levels, dtype=self._like.dtype, generator=generator)
 
     def _encodable(self, x: Tensor) -> Tensor:
         self._check_shape("x", x, self.shape)

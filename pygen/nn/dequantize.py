@@ -8,28 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import dequantize
 from ._arguments import check_integer
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def dequantize(x: Tensor, levels: int, noise: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """x + noise in [0, levels) for levels x in {0, ..., levels - 1} and noise u in [0, 1).
-
-    A density p over it bounds the probability of x (Theis et al. 2016, section 3.1)::
-
-        log P(x) = log int p(x + u) du >= E_u log p(x + u)
-
-    Levels out of range raise ValueError on the CPU; on a GPU and under torch.compile they become NaN.
-    """
-    if x.dtype not in _INTEGERS:
-        raise TypeError(f"expected integer levels 0 .. {levels - 1} (uint8 to int64), got {x.dtype}")
-    if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
-        low, high = int(x.min()), int(x.max())
-        if low < 0 or high >= levels:
-            raise ValueError(f"expected levels in [0, {levels}), got {low if low < 0 else high}")
-        return x.to(dtype) + noise
-    return torch.where((x >= 0) & (x < levels), x.to(dtype), torch.nan) + noise
+__all__ = ["Logit", "dequantize", "quantize"]
 
 
 def quantize(v: Tensor, levels: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Public ops. Each is one torch op (`torch.ops.pygen.*`) behind a documented function."""
 
 from .coupling import affine_coupling
+from .random import dequantize
 
-__all__ = ["affine_coupling"]
+__all__ = ["affine_coupling", "dequantize"]

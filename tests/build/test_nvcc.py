@@ -53,6 +53,14 @@ def test_kernels_keep_to_registers(source: Path, arch: str, tmp_path: Path) -> N
         assert size <= allowed, f"{kernel} on {arch}: {size} bytes of stack frame and spills, allowed {allowed}"
 
 
+def test_the_random_stream_fuses_nothing(tmp_path: Path) -> None:
+    """What gives the CPU's bits: no fused multiply-add, no approximation."""
+    compile_cuda(PROJECT / "tests/cuda/philox.cu", "-std=c++17", "-ptx", "--fmad=false", to=tmp_path / "philox.ptx")
+    code = (tmp_path / "philox.ptx").read_text()
+    assert "mul.rn.f32" in code or "mul.f32" in code
+    assert not re.search(r"\bfma\.|\.approx|\.ftz", code)
+
+
 def test_a_stack_frame_is_seen(tmp_path: Path) -> None:
     source = tmp_path / "bad.cu"
     source.write_text(

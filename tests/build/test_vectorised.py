@@ -22,6 +22,7 @@ KERNELS = [
     "forward_(block|rows)<double",
     "backward_(block|rows)<float",
     "backward_(block|rows)<double",
+    r"fill_sample<\(pygen::Distribution\)2>",  # normals
     "fma_chains<float>",
     "fma_chains<double>",
 ]

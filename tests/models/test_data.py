@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pygen import random
 from pygen.data import TOYS, digits, toy
 
 
@@ -29,7 +28,9 @@ def test_toys_fill_the_plane_and_follow_the_generator(name: str) -> None:
     assert points.shape == (4000, 2)
     assert points.mean(0).abs().max() < 0.15
     assert ((points.std(0) > 0.6) & (points.std(0) < 1.8)).all()
-    assert torch.equal(points, toy(name, 4000, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(points[:10], toy(name, 10, generator=0))
+    drawn = [toy(name, 10, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*drawn)
     assert not torch.equal(points, toy(name, 4000, generator=1))
     assert toy(name, 0).shape == (0, 2)
 
@@ -43,19 +44,3 @@ def test_checkerboard_has_holes() -> None:
 def test_unknown_toys() -> None:
     with pytest.raises(ValueError, match="expected one of moons, pinwheel, rings, checkerboard, got 'spiral'"):
         toy("spiral", 3)
-
-
-def test_random_sources() -> None:
-    for draw in (random.normal, random.uniform, lambda shape, **options: random.integers(9, shape, **options)):
-        seeded = draw((64,), generator=3)
-        assert torch.equal(seeded, draw((64,), generator=torch.Generator().manual_seed(3)))
-        assert not torch.equal(seeded, draw((64,), generator=4))
-        torch.manual_seed(3)
-        assert torch.equal(seeded, draw((64,)))
-    assert random.normal((2,), dtype=torch.float64).dtype == torch.float64
-    x = random.uniform((10_000,))
-    assert 0 <= x.min() < 0.01 < 0.99 < x.max() < 1
-    assert random.integers(3, (1000,)).unique().tolist() == [0, 1, 2]
-    for wrong in (True, 1.0, "1"):
-        with pytest.raises(TypeError, match=r"expected generator to be a torch.Generator, an int seed or None"):
-            random.normal((2,), generator=wrong)

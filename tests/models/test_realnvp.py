@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
+from pygen import random
 from pygen.models import Flow, RealNVP, RealNVPFlat
 
 from .test_layers import jacobian_logdet, perturbed
@@ -281,7 +282,11 @@ def test_samples_follow_the_generator() -> None:
     assert first.max() <= 16
     assert not first.requires_grad
     assert torch.equal(first, model.sample(4, torch.ones(4).long(), generator=5))
-    assert torch.equal(first, model.sample(4, [1] * 4, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(first, model.sample(4, [1] * 4, generator=5))
+    seed = random.seed_of(torch.Generator().manual_seed(5))
+    assert torch.equal(
+        model.sample(4, 1, generator=seed), model.sample(4, 1, generator=torch.Generator().manual_seed(5))
+    )
     assert not torch.equal(first, model.sample(4, 1, generator=6))
     generator = torch.Generator().manual_seed(5)
     model.sample(4, 1, generator=generator)
