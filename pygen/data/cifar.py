@@ -52,7 +52,7 @@ def cifar(path: str | os.PathLike[str], *, split: str = "train") -> Arrays:
     meta = folder / layout.meta
     names = _read(meta).get(layout.names)
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-        raise ValueError(f"{meta}: expected a list {layout.names} of names, got {_brief(names)}")
+        raise ValueError(f"{meta}: expected {layout.names}, a list of names, got another kind of file")
     parts = [_batch(folder / name, layout.labels, len(names)) for name in layout.files[split]]
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Arrays(x, y, levels=256, classes=names, source=folder)
@@ -85,7 +85,9 @@ def _batch(path: Path, key: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _brief(value: object) -> str:
-    return repr(value) if isinstance(value, int) else "none" if value is None else f"a {type(value).__name__}"
+    if value is None or isinstance(value, int):
+        return repr(value)
+    return "an array" if isinstance(value, _Array) else f"a {type(value).__name__}"
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ class _Unpickler(pickle._Unpickler):
 
 def _read(path: Path) -> dict[str, Any]:
     """A pickled dict with its keys, and lists of strings, as str: Python 2 wrote bytes."""
-    with reading(path, "a pickle of CIFAR"), open(path, "rb") as file:
+    with reading(existing(path), "a pickle of CIFAR"), open(path, "rb") as file:
         content = _Unpickler(file, encoding="bytes").load()
         if not isinstance(content, dict):
             raise ValueError(f"one of {_brief(content)}")

@@ -80,9 +80,7 @@ def images(
         if crop is not None and (header.size[0] < crop[0] or header.size[1] < crop[1]):
             raise ValueError(f"{file}: expected at least {crop[0]} x {crop[1]} pixels to crop, {got}")
         if crop is None and size is None and header.size != (height, width):
-            raise ValueError(
-                f"{file}: expected {height} x {width} pixels as in {files[0]}, {got}; size= makes them one"
-            )
+            raise ValueError(f"{file}: expected {height} x {width} pixels as in {files[0]}, {got}; size= scales all")
     if channels is None:
         channels = 1 if all(header.grey for header in headers) else 3
     dataset = ImageFolder(files, names, (channels, *(size or crop or (height, width))), crop, size, workers)

@@ -8,7 +8,7 @@ import pickle
 import struct
 import wave
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -42,7 +42,7 @@ def write_mnist(folder: Path, n: int = 12, *, prefix: str = "", test: str = "t10
 class _Python2(pickle._Pickler):
     """Writes strings as Python 2 did, protocol 2, and names numpy's modules as numpy 1 did."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def _string(self, value: str | bytes) -> None:
         content = value.encode() if isinstance(value, str) else value
@@ -78,7 +78,11 @@ def write_cifar100(folder: Path, n: int = 4) -> Path:
     folder = folder / "cifar-100-python"
     folder.mkdir(parents=True)
     for seed, name in enumerate(("train", "test")):
-        content = {"fine_labels": [99 - i for i in range(n)], "coarse_labels": [0] * n, "data": pixels(n, 3072, seed=seed)}
+        content = {
+            "fine_labels": [99 - i for i in range(n)],
+            "coarse_labels": [0] * n,
+            "data": pixels(n, 3072, seed=seed),
+        }
         (folder / name).write_bytes(python2_pickle(content))
     meta = {"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": [""] * 20}
     (folder / "meta").write_bytes(python2_pickle(meta))
