@@ -26,16 +26,14 @@ _CHUNK = 1024  # files handed to the threads at once
 
 @contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Whatever a parser raises becomes one ValueError that names the file; the file system's own errors do already."""
+    """Whatever a parser raises becomes one ValueError that names the file; an error of opening it does already."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.filename is not None:
             raise
-        why = (str(error).strip().splitlines() or ["a truncated file" if isinstance(error, EOFError) else repr(error)])[
-            0
-        ]
-        raise ValueError(f"{path}: expected {expected}, got {why.splitlines()[0]}") from error
+        why = str(error).strip() or ("a truncated file" if isinstance(error, EOFError) else repr(error))
+        raise ValueError(f"{path}: expected {expected}, got {why.splitlines()[0][:200]}") from error
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
