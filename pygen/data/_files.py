@@ -37,10 +37,10 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a file or a folder, found nothing there")
-    return path
+    name = os.path.expanduser(path)
+    if not name or not Path(name).exists():  # Path("") is the current folder
+        raise FileNotFoundError(f"{name}: expected a file or a folder, found nothing there")
+    return Path(name)
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
@@ -71,10 +71,15 @@ def part(dataset: D, split: str, held_out: float | None, source: Path) -> D:
 
 
 def split_folders(folder: Path) -> tuple[Path, Path | None]:
-    """The folders of both splits: `train` and `test` (`val`, `valid`, `validation`), or the folder itself and None."""
-    if not (folder / "train").is_dir():
-        return folder, None
-    return folder / "train", next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
+    """The folders of the splits: `train` and `test` (`val`, `valid`, `validation`), or the folder itself and None.
+
+    `train` beside others, none of them for testing, is a class.
+    """
+    inside = [entry.name for entry in entries(folder) if entry.is_dir()]
+    test = next((name for name in _TEST_FOLDERS if name in inside), None)
+    if "train" in inside and test is not None:
+        return folder / "train", folder / test
+    return (folder / "train" if inside == ["train"] else folder), None
 
 
 # --- lists of files --------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def arrays(path: str | os.PathLike[str], *, split: str = "train", held_out: floa
     else:
         found, own_split = _read_npz(path, split)
     x, levels = _samples(path, found["x"])
-    labels = {name: _labels(path, name, y) for name, y in found.items() if name != "x"}
+    labels = {name: _labels(path, y) for name, y in found.items() if name != "x"}
     y = labels.get("y")
     if y is not None and len(y) != len(x):
         raise ValueError(f"{path}: expected {len(x)} labels, as many as samples, got {len(y)}")
@@ -92,9 +92,9 @@ def _samples(path: Path, x: np.ndarray) -> tuple[np.ndarray, int | None]:
     )
 
 
-def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:
+def _labels(path: Path, y: np.ndarray) -> np.ndarray:
     if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) == 0:
-        raise ValueError(f"{path}: expected labels {name} as integers [N], got {y.dtype} {list(y.shape)}")
+        raise ValueError(f"{path}: expected labels as integers [N], got {y.dtype} {list(y.shape)}")
     if y.min() < 0 or y.max() > _MAX_LABEL:
-        raise ValueError(f"{path}: expected labels {name} in 0 .. {_MAX_LABEL}, got {y.min()} .. {y.max()}")
+        raise ValueError(f"{path}: expected labels in 0 .. {_MAX_LABEL}, got {y.min()} .. {y.max()}")
     return y

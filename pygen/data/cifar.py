@@ -93,9 +93,6 @@ def _brief(value: object) -> str:
 # --- pickles ---------------------------------------------------------------------------------------------------------
 
 
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # numpy 1, numpy 2
-
-
 class _Dtype:
     """Stands in for numpy.dtype: its name and nothing else."""
 
@@ -124,19 +121,24 @@ class _Array:
         raise ValueError(f"{path}: expected an array of bytes (uint8), got another or a truncated one")
 
 
-# pickle's Unpickler in Python: the one in C can be made to ask for all the memory there is by a file of ten bytes.
+_STAND_INS = {
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,
+    "numpy.core.multiarray._reconstruct": _Array,
+    "numpy._core.multiarray._reconstruct": _Array,  # since numpy 2
+}
+
+
 class _Unpickler(pickle._Unpickler):
-    """Knows dicts, lists, numbers, strings and arrays of bytes. Nothing that a pickle names is imported or called."""
+    """Knows dicts, lists, numbers, strings and arrays of bytes. Nothing that a pickle names is imported or called.
+
+    It is the one in Python: a file of ten bytes makes the one in C ask for all the memory there is.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "numpy" and name == "dtype":
-            return _Dtype
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in (
-            "ndarray",
-            "_reconstruct",
-        ):
-            return _Array
-        raise pickle.UnpicklingError(f"{module}.{name}, which such a file has no need of and is not loaded")
+        if f"{module}.{name}" not in _STAND_INS:
+            raise pickle.UnpicklingError(f"{module}.{name}, which such a file has no need of and is not loaded")
+        return _STAND_INS[f"{module}.{name}"]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -145,9 +147,10 @@ def _read(path: Path) -> dict[str, Any]:
         content = _Unpickler(file, encoding="bytes").load()
         if not isinstance(content, dict):
             raise ValueError(f"one of {_brief(content)}")
-        return {_text(key): [_text(v) for v in value] if isinstance(value, list) else value
-                for key, value in content.items()}  # fmt: skip
+        return {_text(key): _text(value) for key, value in content.items()}
 
 
 def _text(value: Any) -> Any:
-    return value.decode("utf-8") if isinstance(value, bytes) else value
+    if isinstance(value, list):
+        return [_text(item) if isinstance(item, bytes) else item for item in value]
+    return value.decode() if isinstance(value, bytes) else value

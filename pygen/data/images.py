@@ -74,16 +74,17 @@ def images(
         files, names = files + more, names + more_names
 
     headers = check_files(read_header, files, workers, "Reading the headers of pictures")
-    height, width = headers[0].size
-    for file, header in zip(files, headers, strict=True):
-        got = f"got {header.size[0]} x {header.size[1]}"
-        if crop is not None and (header.size[0] < crop[0] or header.size[1] < crop[1]):
-            raise ValueError(f"{file}: expected at least {crop[0]} x {crop[1]} pixels to crop, {got}")
-        if crop is None and size is None and header.size != (height, width):
-            raise ValueError(f"{file}: expected {height} x {width} pixels as in {files[0]}, {got}; size= scales all")
+    common = headers[0].size
+    for file, (found, _) in zip(files, headers, strict=True):
+        if crop is not None and (found[0] < crop[0] or found[1] < crop[1]):
+            raise ValueError(f"{file}: expected at least {_by(crop)} pixels to crop, got {_by(found)}")
+        if crop is None and size is None and found != common:
+            raise ValueError(
+                f"{file}: expected {_by(common)} pixels as in {files[0]}, got {_by(found)}; size= scales all"
+            )
     if channels is None:
-        channels = 1 if all(header.grey for header in headers) else 3
-    dataset = ImageFolder(files, names, (channels, *(size or crop or (height, width))), crop, size, workers)
+        channels = 1 if all(grey for _, grey in headers) else 3
+    dataset = ImageFolder(files, names, (channels, *(size or crop or common)), crop, size, workers)
     if test is None:
         return part(dataset, split, held_out, path)
     return dataset.subset(torch.arange(count) if split == "train" else torch.arange(count, len(files)))
@@ -140,6 +141,10 @@ def _pictures(folder: Path, labels: bool) -> tuple[list[str], list[str]]:
     if not files:
         raise ValueError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), got none")
     return files, names
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _size(name: str, value: int | Size | None) -> Size | None:

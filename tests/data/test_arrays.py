@@ -116,11 +116,11 @@ def test_arrays_of_something_else(tmp_path: Path, array: np.ndarray, message: st
     ("labels", "message"),
     [
         (np.arange(5), "expected 6 labels, as many as samples, got 5"),
-        (np.zeros(6), "expected labels y as integers [N], got float64 [6]"),
-        (np.zeros((6, 1), int), "expected labels y as integers [N], got int64 [6, 1]"),
-        (np.zeros(0, int), "expected labels y as integers [N], got int64 [0]"),
-        (np.array([0, 1, 2, 3, 4, -1]), "expected labels y in 0 .. 65535, got -1 .. 4"),
-        (np.array([0, 1, 2, 3, 4, 2**63], np.uint64), "expected labels y in 0 .. 65535, got 0 .. 9223372036854775808"),
+        (np.zeros(6), "expected labels as integers [N], got float64 [6]"),
+        (np.zeros((6, 1), int), "expected labels as integers [N], got int64 [6, 1]"),
+        (np.zeros(0, int), "expected labels as integers [N], got int64 [0]"),
+        (np.array([0, 1, 2, 3, 4, -1]), "expected labels in 0 .. 65535, got -1 .. 4"),
+        (np.array([0, 1, 2, 3, 4, 2**63], np.uint64), "expected labels in 0 .. 65535, got 0 .. 9223372036854775808"),
     ],
 )
 def test_wrong_labels(tmp_path: Path, labels: np.ndarray, message: str) -> None:

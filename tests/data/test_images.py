@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import threading
@@ -66,6 +67,15 @@ def test_folders_without_labels(tmp_path: Path) -> None:
     assert (len(data), data.classes) == (10, None)
 
 
+def test_class_names_in_another_encoding(tmp_path: Path) -> None:
+    by_class(tmp_path)
+    try:
+        (tmp_path / "b").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    assert load(tmp_path, held_out=0).batch(range(8))[1].tolist() == [0] * 4 + [1] * 4
+
+
 def test_other_and_hidden_files_are_ignored(tmp_path: Path) -> None:
     by_class(tmp_path)
     for name in ("README.txt", "labels.csv", ".DS_Store", ".hidden.png", "a/Thumbs.db", "a/._000.png", ".git/x.png"):
@@ -119,9 +129,11 @@ def test_folders_of_splits(tmp_path: Path, name: str) -> None:
         load(tmp_path)
 
 
-def test_a_train_folder_alone_is_split(tmp_path: Path) -> None:
+def test_a_train_folder_alone_is_split_and_beside_others_a_class(tmp_path: Path) -> None:
     by_class(tmp_path / "train")
     assert (len(load(tmp_path)), len(load(tmp_path, split="test"))) == (7, 1)
+    by_class(tmp_path / "car")
+    assert load(tmp_path).classes == ("car", "train")
 
 
 @pytest.mark.parametrize(

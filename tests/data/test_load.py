@@ -81,7 +81,7 @@ def test_names_go_before_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert load("./rings", held_out=0).shape == load("rings", kind="images", held_out=0).shape == (1, 2, 2)
 
 
-@pytest.mark.parametrize("spec", ["digit", "no/such/folder", Path("no")])
+@pytest.mark.parametrize("spec", ["digit", "no/such/folder", Path("no"), "", "~no-such-user/data"])
 def test_nothing_there(spec: str | Path) -> None:
     names = ", ".join(["digits", *TOYS])
     with pytest.raises(FileNotFoundError, match=f"{spec}: expected a path or one of {names}, found nothing there"):

@@ -1,4 +1,4 @@
-"""Files cut off at every byte (the longest: every few bytes), and files with bytes changed: an error that names the file, or what the file says."""
+"""Files cut off anywhere, and files with bytes changed: an error that names the file, or what the file says."""
 
 from __future__ import annotations
 
