@@ -53,12 +53,15 @@ def normal(
     generator: Source = None,
     sample_ids: Tensor | None = None,
     step: int = 0,
+    draw: int = 0,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Standard normal numbers. Drawn on the generator's device, then moved."""
-    if sample_ids is not None or step:
-        return _of_samples(torch.randn, shape, generator, sample_ids, step).to(device=device, dtype=dtype)
+    if sample_ids is not None or step or draw:
+        return _of_samples(torch.randn, shape, generator, sample_ids, step + (draw << 24)).to(
+            device=device, dtype=dtype
+        )
     generator = as_generator(generator, device)
     where = generator.device if generator is not None else device
     return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=where).to(device or where)
@@ -70,12 +73,13 @@ def uniform(
     generator: Source = None,
     sample_ids: Tensor | None = None,
     step: int = 0,
+    draw: int = 0,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniform numbers in [0, 1). Drawn on the generator's device, then moved."""
-    if sample_ids is not None or step:
-        return _of_samples(torch.rand, shape, generator, sample_ids, step).to(device=device, dtype=dtype)
+    if sample_ids is not None or step or draw:
+        return _of_samples(torch.rand, shape, generator, sample_ids, step + (draw << 24)).to(device=device, dtype=dtype)
     generator = as_generator(generator, device)
     where = generator.device if generator is not None else device
     return torch.rand(tuple(shape), generator=generator, dtype=dtype, device=where).to(device or where)
@@ -88,11 +92,12 @@ def integers(
     generator: Source = None,
     sample_ids: Tensor | None = None,
     step: int = 0,
+    draw: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniform int64 numbers in {0, ..., high - 1}. Drawn on the generator's device, then moved."""
-    if sample_ids is not None or step:
-        return _of_samples(partial(torch.randint, high), shape, generator, sample_ids, step).to(device)
+    if sample_ids is not None or step or draw:
+        return _of_samples(partial(torch.randint, high), shape, generator, sample_ids, step + (draw << 24)).to(device)
     generator = as_generator(generator, device)
     where = generator.device if generator is not None else device
     return torch.randint(high, tuple(shape), generator=generator, device=where).to(device or where)

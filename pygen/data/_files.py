@@ -11,8 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from .dataset import D
 
@@ -125,6 +123,9 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], workers: int) -> 
 
 def check_files(function: Callable[[T], R], items: Sequence[T], workers: int, title: str) -> list[R]:
     """`in_threads` for the thousands of files of a data set, with a progress bar where a terminal watches."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     results: list[R] = []
     hidden = not console.is_terminal or len(items) <= 4 * _CHUNK

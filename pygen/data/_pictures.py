@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow knows more, one of which runs Ghostscript
 _GREY = ("1", "L", "LA")
-_COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB")
+_COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr")
 _TURNS = {  # EXIF orientation: what makes the picture upright
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -43,7 +43,7 @@ def require_pillow() -> None:
 
 
 def read_header(file: str) -> Header:
-    """Raises ValueError, naming the file, for what is no picture of 8 bits a channel."""
+    """Raises ValueError, naming the file, for what is no picture with 8 bits of grey or colour."""
     with _opened(file) as image:
         size = image.size if _orientation(image) >= 5 else image.size[::-1]
         return Header(size, image.mode in _GREY)
@@ -59,12 +59,12 @@ def decode(file: str, channels: int, crop: Size | None, size: Size | None) -> np
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB" if channels == 3 else "L")
         if turn is not None:
             image = image.transpose(Image.Transpose[turn])
         if crop is not None:
             left, top = (image.width - crop[1]) // 2, (image.height - crop[0]) // 2
             image = image.crop((left, top, left + crop[1], top + crop[0]))
+        image = image.convert("RGB" if channels == 3 else "L")
         if size is not None and size != (image.height, image.width):
             image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
         pixels = np.array(image)  # [H, W] or [H, W, 3]
@@ -77,7 +77,7 @@ def _opened(file: str) -> Iterator[Image]:
 
     with reading(file, "a picture"), Image.open(file, formats=_FORMATS) as image:
         if image.mode not in _GREY + _COLOUR:
-            raise ValueError(f"one of mode {image.mode}, which has more than 8 bits a channel")
+            raise ValueError(f"one of mode {image.mode}, which is not 8 bits of grey or colour")
         yield image
 
 

@@ -127,7 +127,7 @@ def _pictures(folder: Path, labels: bool) -> tuple[list[str], list[str]]:
         files = files_below(folder, SUFFIXES)
         names = []
     else:
-        files = [e.path for e in entries(folder) if e.is_file() and e.name.lower().endswith(SUFFIXES)]
+        files = [e.path for e in entries(folder) if not e.is_dir() and e.name.lower().endswith(SUFFIXES)]
         classes = {e.name: files_below(Path(e.path), SUFFIXES) for e in entries(folder) if e.is_dir()}
         names = [name for name, inside in classes.items() for _ in inside]
         if files and names:

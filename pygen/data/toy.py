@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -13,27 +14,22 @@ from ..nn._arguments import check_integer
 from ._files import check_split
 from .dataset import Dataset
 
-_STEPS = 8  # of the random stream, for the draws of one point: more than any density makes
-
 
 class _Draws:
-    """Random numbers for n points, a step of the stream for every draw: point i is the same in every batch."""
+    """Random numbers for n points, each call the next draw of the stream."""
 
     def __init__(self, n: int, seed: int, ids: Tensor | None = None, step: int = 0) -> None:
-        self._n, self._seed, self._ids, self._step = n, seed, ids, step
-
-    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        self._step += 1
-        return draw((self._n, *shape), generator=self._seed, sample_ids=self._ids, step=self._step - 1)
+        self._n, self._source = n, {"generator": seed, "sample_ids": ids, "step": step}
+        self._draws = itertools.count()
 
     def normal(self, *shape: int) -> Tensor:
-        return self._draw(random.normal, shape)
+        return random.normal((self._n, *shape), draw=next(self._draws), **self._source)
 
     def uniform(self, *shape: int) -> Tensor:
-        return self._draw(random.uniform, shape)
+        return random.uniform((self._n, *shape), draw=next(self._draws), **self._source)
 
-    def integers(self, high: int, *shape: int) -> Tensor:
-        return self._draw(lambda shape, **source: random.integers(high, shape, **source), shape)
+    def integers(self, high: int) -> Tensor:
+        return random.integers(high, (self._n,), draw=next(self._draws), **self._source)
 
 
 def _moons(draws: _Draws) -> Tensor:
@@ -84,15 +80,15 @@ def _density(name: str) -> Callable[[_Draws], Tensor]:
 
 
 def toy(name: str, n: int, *, generator: random.Source = None) -> Tensor:
-    """n points [n, 2] of a density in `TOYS`, spread over about [-2.5, 2.5]^2."""
+    """n points [n, 2] of a density in `TOYS`, spread over about [-2.5, 2.5]^2. Point i is sample i of the stream."""
     return _density(name)(_Draws(n, random.seed_of(generator)))
 
 
 class Toy(Dataset):
     """Points of a density in `TOYS`, drawn when asked for: a data set as long as one likes, that takes no memory.
 
-    name: the density. size: how many points; by default a million to train on and 10,000 to test with, which differ
-    from all of the former for any size. seed: which points.
+    name: the density. seed: which points; those of split="train" are those of `toy`, those of "test" are others.
+    size: how many; by default a million to train on and 10,000 to test with.
     """
 
     def __init__(self, name: str, *, split: str = "train", size: int | None = None, seed: int = 0) -> None:
@@ -102,7 +98,7 @@ class Toy(Dataset):
         check_integer("size", size, 1)
         check_integer("seed", seed, 0)
         super().__init__(size, (2,))
-        self._density, self._seed, self._step = _density(name), seed, _STEPS * (split == "test")
+        self._density, self._seed, self._step = _density(name), seed, int(split == "test")
 
     def _read(self, indices: Tensor) -> tuple[Tensor, ...]:
         return (self._density(_Draws(len(indices), self._seed, indices, self._step)),)

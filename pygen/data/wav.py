@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..nn import denormalize, normalize
 from ..nn._arguments import check_integer
-from ..nn.dequantize import quantize
 from ._files import check_files, check_split, existing, files_below, no_held_out, part, reading, split_folders
 from .dataset import Dataset, check_finite
 
@@ -28,7 +28,7 @@ def wav(
     window: int = 16_384,
     mu_law: bool = False,
 ) -> Recordings:
-    """Windows [1, T] of recordings: float32 in [-1, 1], or mu-law levels.
+    """Windows [1, T] of recordings: float32, in [-1, 1] but for files of floats; or mu-law levels.
 
     path: a file, or a folder with files below it, or with the folders of the splits, train and test (or val, valid,
     validation). PCM of 8, 16, 24 or 32 bits or float32; all of one sampling rate. Channels are averaged.
@@ -98,13 +98,13 @@ def mu_law(x: Tensor, levels: int = 256) -> Tensor:
     mu = levels - 1
     x = x.clamp(-1, 1)
     companded = x.sign() * torch.log1p(mu * x.abs()) / math.log1p(mu)
-    return quantize((companded + 1) * (mu / 2) + 0.5, levels)
+    return denormalize(companded, levels)
 
 
 def mu_law_inverse(level: Tensor, levels: int = 256) -> Tensor:
     """The sample in [-1, 1], float32, of a mu-law level."""
     mu = levels - 1
-    companded = level.to(torch.float32) * (2 / mu) - 1
+    companded = normalize(level, levels)
     return companded.sign() * torch.expm1(companded.abs() * math.log1p(mu)) / mu
 
 
@@ -112,8 +112,11 @@ def mu_law_inverse(level: Tensor, levels: int = 256) -> Tensor:
 
 
 def read_header(path: str) -> Track:
-    """Finds the samples in a RIFF file. The standard library's `wave` takes no WAVE_FORMAT_EXTENSIBLE before Python
-    3.12, which is what 24 bits come in, no floats, and no notice of missing samples."""
+    """Finds the samples in a RIFF file.
+
+    The standard library's `wave` knows no floats, before Python 3.12 not WAVE_FORMAT_EXTENSIBLE, which 24 bits come in,
+    and takes no notice of missing samples.
+    """
     with reading(path, "a recording (.wav)"), open(path, "rb") as file:
         riff = file.read(12)
         if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":

@@ -264,7 +264,7 @@ def test_pictures_that_change_or_vanish(tmp_path: Path) -> None:
 
 def test_deep_pictures_are_no_silent_white(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "0.png")
-    with pytest.raises(ValueError, match=r"0.png: expected a picture, got one of mode I.*, which has more than 8 bits"):
+    with pytest.raises(ValueError, match=r"0.png: expected a picture, got one of mode I.*, which is not 8 bits"):
         load(tmp_path)
 
 
@@ -288,7 +288,7 @@ def test_folders_nobody_can_make_sense_of(tmp_path: Path) -> None:
         load(tmp_path / "both")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "0.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises((FileNotFoundError, ValueError), match=r"links"):
+    with pytest.raises(FileNotFoundError, match=r"links/0\.png"):
         load(tmp_path / "links")
 
 
