@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ class _Draws:
     """Random numbers for n points, each call the next draw of the stream."""
 
     def __init__(self, n: int, seed: int, ids: Tensor | None = None, step: int = 0) -> None:
-        self._n, self._source = n, {"generator": seed, "sample_ids": ids, "step": step}
-        self._draws = itertools.count()
+        self._n, self._draws = n, itertools.count()
+        self._source: dict[str, Any] = {"generator": seed, "sample_ids": ids, "step": step}
 
     def normal(self, *shape: int) -> Tensor:
         return random.normal((self._n, *shape), draw=next(self._draws), **self._source)
