@@ -141,7 +141,7 @@ def test_training_lowers_the_loss_and_returns_the_average() -> None:
     from pygen.demo import realnvp
 
     model, losses = realnvp.train_density(60, Console(quiet=True))
-    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])  # worst of 6 seeds: 0.88
     assert not model.training
     assert all(p.requires_grad for p in model.parameters())
 
