@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,14 +81,50 @@ def collect() -> dict[str, Any]:
     }
 
 
-def to_json() -> str:
-    return json.dumps(collect(), indent=1)
+def describe(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds, and what it says about its training."""
+    from . import models
+    from .models import checkpoint
+
+    model, config = models.load(folder), checkpoint.read_config(folder)
+    weights = folder / config["weights"]
+    return {
+        "model": config["model"],
+        "options": config["config"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "weights": f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)",
+        "training": config.get("training"),
+    }
 
 
-def show(console: Console | None = None) -> None:
-    """Prints the report as tables."""
+def to_json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1)
+
+
+def show_model(data: dict[str, Any], console: Console | None = None) -> None:
+    """Prints what `describe` found."""
+    table = Table(title=data["model"], title_justify="left", show_header=False)
+    table.add_row("parameters", f"{data['parameters']:,} ({data['dtype']})")
+    table.add_row("weights", escape(data["weights"]))
+    table.add_row("options", escape(_pairs(data["options"])))
+    training = dict(data["training"] or {})
+    if training:
+        done = training.pop("step")
+        table.add_row("trained", f"{done} of {training['options']['steps']} steps on {escape(training.pop('data'))}")
+        if "held_out_bits_per_dim" in training:
+            table.add_row("held-out bits/dim", f"{training.pop('held_out_bits_per_dim'):.4f}")
+        table.add_row("training", escape(_pairs(training.pop("options"))))
+    (console or Console()).print(table)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
+
+
+def show(data: dict[str, Any], console: Console | None = None) -> None:
+    """Prints what `collect` found, as tables."""
     console = console or Console()
-    data = collect()
     for title in ("versions", "host", "tiers"):
         table = Table(title=title.capitalize(), title_justify="left", show_header=False)
         for name, value in data[title].items():

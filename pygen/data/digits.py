@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._files import check_split
+from .dataset import Arrays
+
 LEVELS = 17
 CLASSES = 10
 
@@ -34,3 +37,10 @@ def digits() -> tuple[Split, Split]:
     images = torch.from_numpy(data.images[order]).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(data.target[order]).long()
     return Split(images[:1437], labels[:1437]), Split(images[1437:], labels[1437:])
+
+
+def digits_data(*, split: str = "train") -> Arrays:
+    """`digits` as a data set."""
+    check_split(split)
+    x, y = digits()[split == "test"]
+    return Arrays(x.numpy(), y.numpy(), levels=LEVELS, classes=[str(i) for i in range(CLASSES)], source="digits")

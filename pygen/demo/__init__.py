@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from pathlib import Path
 
 import torch
 from rich.console import Console
+
+from .._extras import need
 
 SECTIONS = ("realnvp",)  # modules of this package with run(out, seed, steps, console)
 
@@ -19,9 +20,7 @@ def run(name: str, *, out: Path, seed: int = 0, steps: int | None = None, consol
     """
     if name not in SECTIONS:
         raise ValueError(f"expected a section in {SECTIONS}, got {name!r}")
-    missing = [m for m in ("matplotlib", "sklearn") if importlib.util.find_spec(m) is None]
-    if missing:
-        raise ImportError(f"the demo needs {' and '.join(missing)}: pip install pygen[demo]")
+    need("the demo", "demo", "matplotlib", "sklearn")
     out.mkdir(parents=True, exist_ok=True)
     console = console or Console()
     console.rule(name)

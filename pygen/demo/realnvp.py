@@ -11,25 +11,26 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from .. import random
-from ..data import Split, digits, toy
+from .. import figures, random
+from ..data import Dataset, Split, digits, load, toy
 from ..data.digits import CLASSES, LEVELS
 from ..models import RealNVP, RealNVPFlat
+from ..models.model import M
 from ..nn import dequantize
-from . import figures
-from .training import fit
+from ..progress import Progress
+from ..training import Options, Trainer
+from ..training.run import loss_text
 
-STEPS, BATCH = 500, 128
-FLAT_STEPS, FLAT_BATCH, FLAT = 2500, 256, "moons"
+STEPS, FLAT_STEPS, FLAT = 500, 2500, "moons"
 
 
 def run(out: Path, seed: int, steps: int | None, console: Console) -> None:
     train, test = digits()
-    model, _ = train_digits(train, steps or STEPS, console)
+    model, _ = train_digits(steps or STEPS, seed, console)
     console.print(scores(model, train, test, seed))
     draw_digits(model, test, out, seed)
     torch.manual_seed(seed)  # whatever the digits drew
-    flat, _ = train_density(steps or FLAT_STEPS, console)
+    flat, _ = train_density(steps or FLAT_STEPS, seed, console)
     draw_density(flat, out, seed)
     console.print(f"Pictures: {', '.join(str(path) for path in sorted(out.glob('realnvp_*.png')))}", soft_wrap=True)
 
@@ -37,27 +38,25 @@ def run(out: Path, seed: int, steps: int | None, console: Console) -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train_digits(train: Split, steps: int, console: Console) -> tuple[RealNVP, list[float]]:
+def train_digits(steps: int, seed: int, console: Console) -> tuple[RealNVP, list[float]]:
     model = RealNVP((1, 8, 8), LEVELS, num_classes=CLASSES, hidden=48, blocks=1, dropout=0.2)
-
-    def batch() -> tuple[Tensor, ...]:
-        chosen = torch.randint(len(train.images), (BATCH,))
-        return train.images[chosen], train.labels[chosen]
-
-    def show(loss: float) -> str:
-        return f"loss {loss:.3f}  {loss / math.log(2):.3f} bits/dim"
-
-    return fit(model, batch, steps=steps, lr=4e-3, console=console, title="RealNVP, digits", show=show)
+    options = Options(steps=steps, batch_size=128, lr=4e-3, ema=0.98, seed=seed)
+    return fit(model, load("digits"), options, console, "RealNVP, digits")
 
 
-def train_density(steps: int, console: Console) -> tuple[RealNVPFlat, list[float]]:
-    def show(loss: float) -> str:
-        return f"loss {loss:.3f} nats/dim"
+def train_density(steps: int, seed: int, console: Console) -> tuple[RealNVPFlat, list[float]]:
+    options = Options(steps=steps, batch_size=256, lr=8e-3, ema=0.98, seed=seed)
+    return fit(RealNVPFlat(2), load(FLAT), options, console, f"RealNVP, {FLAT}")
 
-    def batch() -> tuple[Tensor, ...]:
-        return (toy(FLAT, FLAT_BATCH),)
 
-    return fit(RealNVPFlat(2), batch, steps=steps, lr=8e-3, console=console, title=f"RealNVP, {FLAT}", show=show)
+def fit(model: M, data: Dataset, options: Options, console: Console, title: str) -> tuple[M, list[float]]:
+    """The averaged model, and the loss of every step."""
+    trainer, losses = Trainer(model, data, options), list[float]()
+    with Progress(console, title, options.steps, "steps") as progress:
+        for _ in range(options.steps):
+            losses.append(trainer.advance().item())
+            progress.advance(1, loss_text(losses[-20:]))
+    return trainer.averaged, losses
 
 
 # --- how good it is --------------------------------------------------------------------------------------------------

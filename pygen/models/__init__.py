@@ -1,7 +1,23 @@
 """Generative models: a thin layer over `pygen.nn`. All share the protocol of `Model`."""
 
+from __future__ import annotations
+
+import os
+
+import torch
+
+from . import checkpoint
 from .flow import Flow
 from .model import Model
 from .realnvp import RealNVP, RealNVPFlat
 
-__all__ = ["Flow", "Model", "RealNVP", "RealNVPFlat"]
+# The names of models on the command line.
+MODELS: dict[str, type[Model]] = {"realnvp": RealNVP, "realnvp-flat": RealNVPFlat}
+
+
+def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Model:
+    """Reads a checkpoint of any model in `MODELS`: see `Model.load`."""
+    return checkpoint.load(folder, {model.__name__: model for model in MODELS.values()}, device)
+
+
+__all__ = ["MODELS", "Flow", "Model", "RealNVP", "RealNVPFlat", "load"]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .. import random
-from ..nn._arguments import check_integer
 from ..random import Source
 from .model import Model
 
@@ -21,6 +18,7 @@ class Flow(Model):
 
     A subclass implements f as `_transform` and `_inverse`. Data is continuous and v is x, unless it overrides
     `_prepare`, `_encodable` and `_finish`. In training mode dropout makes it another map at every call: `eval()` first.
+    A temperature scales the latent that is sampled: it is the standard deviation.
     """
 
     def _transform(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -70,32 +68,8 @@ class Flow(Model):
         """The sample x with latent z [B, D]: decode(encode(x)) = x."""
         return self._finish(self.inverse(z, y, context=context)[0])
 
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        y: Tensor | Sequence[int] | int | None = None,
-        *,
-        generator: Source = None,
-        context: Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """n samples, [n, *shape].
-
-        y: labels [n] or one label for all; None draws them, equally likely, in a model with labels.
-        generator: a torch.Generator, an int seed, or None for torch's global stream.
-        temperature: standard deviation of the latent: below 1 likelier, less varied samples.
-        """
-        check_integer("n", n, 0)
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"expected a finite temperature >= 0, got {temperature}")
+    def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
         like = self._like
-        seed = random.seed_of(generator)
-        if y is None and self.num_classes is not None:
-            y = random.integers(self.num_classes, (n,), generator=seed, draw=1, device=like.device)
-        elif isinstance(y, int):
-            y = torch.full((n,), y, device=like.device)
-        elif y is not None:
-            y = torch.as_tensor(y, device=like.device)
-        z = random.normal((n, math.prod(self.shape)), generator=seed, dtype=like.dtype, device=like.device)
+        shape = (self.CHUNK, math.prod(self.shape))
+        z = random.normal(shape, generator=seed, first_sample=first, dtype=like.dtype, device=like.device)
         return self.decode(temperature * z, y, context=context)

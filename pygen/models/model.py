@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .. import random
 from ..nn import Condition
 from ..nn._arguments import check_integer
 from ..random import Source
+from . import checkpoint
 
 M = TypeVar("M", bound="Model")
+
+_LABELS = 255  # the draw of a sample's random stream that is its label: the last one
 
 
 class Model(nn.Module):
     """A density over tensors of one shape, perhaps given a label y and a context vector.
 
-    A subclass implements `_prepare` and `_log_density`, which every likelihood here is made of.
+    A subclass implements `_prepare` and `_log_density`, which every likelihood here is made of, and `_sample`; perhaps
+    `_complete`.
 
     config: the constructor's arguments; a checkpoint keeps them.
     shape: shape of one sample, without the batch.
+    levels: samples hold integers 0 .. levels - 1; None: real numbers.
     num_classes: labels are 0 .. num_classes - 1; None for a model without labels.
     context_features: width of the context [B, context_features]; 0 for a model without one.
+    CHUNK: samples are computed by so many at once. It is part of what a seed means: nets round differently in batches
+        of different sizes.
     """
+
+    CHUNK: ClassVar[int] = 64
+    levels: int | None = None
 
     def __init__(
         self,
@@ -99,6 +110,119 @@ class Model(nn.Module):
         """log p(y | x, context) by Bayes' rule for labels that are equally likely beforehand, [B, num_classes]."""
         return self.class_log_prob(x, context=context, generator=generator).log_softmax(1)
 
+    # --- samples -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | Sequence[int] | int | None = None,
+        *,
+        generator: Source = None,
+        context: Tensor | None = None,
+        first_sample: int = 0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """n samples [n, *shape]: numbers first_sample .. first_sample + n - 1 of the seed.
+
+        A sample's number, the seed, and its own label and context decide it: it is the same in a batch of any size, to
+        the bit with the same number of threads. For that, nets always run on whole chunks of `CHUNK` numbers.
+
+        y: labels [n] or one label for all; None draws them, equally likely, in a model with labels.
+        generator: an int seed, a torch.Generator that supplies one, or None for torch's global stream, likewise.
+        temperature: below 1 likelier, less varied samples; 1 samples the model.
+        """
+        check_integer("n", n, 0)
+        seed = self._check_draw(generator, first_sample, temperature)
+        rows = self.condition.check(n, self._labels(n, y, seed, first_sample), context)
+        return self._in_chunks(n, first_sample, rows, partial(self._sample, seed=seed, temperature=temperature))
+
+    def draw_labels(self, n: int, *, generator: Source = None, first_sample: int = 0) -> Tensor:
+        """The labels [n] that `sample` draws with the same arguments, in a model with labels."""
+        if self.num_classes is None:
+            raise ValueError("expected a model with labels, got num_classes=None")
+        where: dict[str, Any] = {"first_sample": first_sample, "draw": _LABELS, "device": self._like.device}
+        return random.integers(self.num_classes, (n,), generator=generator, **where)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        y: Tensor | Sequence[int] | int | None = None,
+        *,
+        generator: Source = None,
+        context: Tensor | None = None,
+        first_sample: int = 0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Samples [n, *shape] that are x where `known` is True, drawn given that; their numbers are as in `sample`.
+
+        x: [n, *shape]; only what is known of it matters. known: bool, of a shape that broadcasts to that of x.
+        Not every model can: NotImplementedError.
+        """
+        if type(self)._complete is Model._complete:
+            raise NotImplementedError(f"{type(self).__name__} cannot complete samples that are known in part")
+        self._check_shape("x", x, self.shape)
+        if known.dtype != torch.bool:
+            raise TypeError(f"expected known as a bool tensor, got {known.dtype}")
+        try:
+            known = known.expand(x.shape)
+        except RuntimeError:
+            raise ValueError(f"expected known to broadcast to {list(x.shape)}, got {list(known.shape)}") from None
+        seed = self._check_draw(generator, first_sample, temperature)
+        n = len(x)
+        given = self.condition.check(n, self._labels(n, y, seed, first_sample), context)
+        rows = (x.where(known, 0), known, *given)
+        return self._in_chunks(n, first_sample, rows, partial(self._complete, seed=seed, temperature=temperature))
+
+    def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
+        """The chunk of samples first .. first + CHUNK - 1."""
+        raise NotImplementedError
+
+    def _complete(
+        self,
+        first: int,
+        x: Tensor,
+        known: Tensor,
+        y: Tensor | None,
+        context: Tensor | None,
+        seed: int,
+        temperature: float,
+    ) -> Tensor:
+        """The same for samples known in part."""
+        raise NotImplementedError
+
+    def _check_draw(self, generator: Source, first_sample: int, temperature: float) -> int:
+        """The seed, once the arguments are right."""
+        check_integer("first_sample", first_sample, 0)
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"expected a finite temperature >= 0, got {temperature}")
+        return random.seed_of(generator)
+
+    def _labels(self, n: int, y: Tensor | Sequence[int] | int | None, seed: int, first_sample: int) -> Tensor | None:
+        """The labels that are meant: given, one for all, or drawn."""
+        if y is None:
+            labelled = self.num_classes is not None
+            return self.draw_labels(n, generator=seed, first_sample=first_sample) if labelled else None
+        device = self._like.device
+        return torch.full((n,), y, device=device) if isinstance(y, int) else torch.as_tensor(y, device=device)
+
+    def _in_chunks(
+        self, n: int, first_sample: int, rows: Sequence[Tensor | None], draw: Callable[..., Tensor]
+    ) -> Tensor:
+        """draw(first, *rows) for the chunks that hold the n samples; rows [n, ...] are filled up with zeros."""
+        parts = []
+        end = first_sample + n
+        for first in range(first_sample - first_sample % self.CHUNK, max(end, first_sample + 1), self.CHUNK):
+            start, stop = max(first_sample, first), min(end, first + self.CHUNK)
+            chunk = [None if row is None else row.new_zeros((self.CHUNK, *row.shape[1:])) for row in rows]
+            for whole, row in zip(chunk, rows, strict=True):
+                if whole is not None and row is not None:
+                    whole[start - first : stop - first] = row[start - first_sample : stop - first_sample]
+            parts.append(draw(first, *chunk)[start - first : stop - first])
+        return torch.cat(parts)
+
     # --- arguments ---------------------------------------------------------------------------------------------------
 
     def _check_shape(self, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -120,51 +244,20 @@ class Model(nn.Module):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, the configuration as JSON in its header; whole or not at all."""
-        path = Path(path)
-        header = json.dumps({"model": type(self).__name__, "config": self.config})
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        data = _safetensors().torch.save(tensors, {"pygen": header})
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    def save(self, folder: str | os.PathLike[str], *, training: Mapping[str, Any] | None = None) -> None:
+        """Writes a folder with `config.json` and safetensors weights. An older checkpoint there gives way as a whole.
+
+        training: facts about the training to keep in `config.json`.
+        """
+        checkpoint.save(self, folder, training)
 
     @classmethod
-    def load(cls: type[M], path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> M:
-        """Reads what `save` wrote: the model as it was, in its dtype, in eval mode.
+    def load(cls: type[M], folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> M:
+        """Reads what `save` wrote: the model as it was, in its dtype, in eval mode. See also `pygen.models.load`.
 
-        Raises FileNotFoundError, IsADirectoryError, and ValueError for a file that is no checkpoint, or one of another
-        class.
+        Raises FileNotFoundError and NotADirectoryError where there is no such folder, and ValueError for what is no
+        checkpoint, or one of another class.
         """
-        if Path(path).is_dir():
-            raise IsADirectoryError(f"{path}: expected a pygen checkpoint (safetensors), got a directory")
-        safetensors = _safetensors()
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {})["pygen"])
-                name, config = header["model"], header["config"]
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: expected a pygen checkpoint (safetensors), got {error!r}") from error
-        if name != cls.__name__:
-            raise ValueError(f"{path}: expected a checkpoint of {cls.__name__}, got one of {name}")
-        with torch.device("meta"):
-            model = cls(**config)
-        model.load_state_dict(tensors, assign=True)
-        return model.to(device).eval()
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("checkpoints need safetensors: pip install pygen[train]") from error
-    return safetensors
+        model = checkpoint.load(folder, {cls.__name__: cls}, device)
+        assert isinstance(model, cls)
+        return model

@@ -31,6 +31,8 @@ class RealNVP(Flow):
     `transform` and `inverse` work on grey values in [0, levels].
     """
 
+    levels: int
+
     def __init__(
         self,
         shape: tuple[int, int, int],
@@ -126,6 +128,8 @@ class RealNVPFlat(Flow):
 
     `log_prob` is exact. hidden, blocks, dropout: width, residual blocks and dropout of the coupling nets.
     """
+
+    CHUNK = 1024
 
     def __init__(
         self,

@@ -9,6 +9,18 @@ from .condition import Condition
 from .coupling import AffineCoupling
 from .dequantize import Logit, dequantize, quantize
 from .nets import ResidualNet
+from .normalize import denormalize, normalize
 from .squeeze import Squeeze
 
-__all__ = ["AffineCoupling", "Chain", "Condition", "Logit", "ResidualNet", "Squeeze", "dequantize", "quantize"]
+__all__ = [
+    "AffineCoupling",
+    "Chain",
+    "Condition",
+    "Logit",
+    "ResidualNet",
+    "Squeeze",
+    "denormalize",
+    "dequantize",
+    "normalize",
+    "quantize",
+]

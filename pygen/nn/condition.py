@@ -31,21 +31,29 @@ class Condition(nn.Module):
         self.features = context_features + (0 if num_classes is None else embedding)
 
     def forward(self, batch: int, y: Tensor | None, context: Tensor | None) -> Tensor | None:
+        y, context = self.check(batch, y, context)
         parts = []
-        if self.embedding is not None:
-            y = self.check_labels(batch, y)
+        if self.embedding is not None and y is not None:
             inside = y.clamp(0, self.embedding.num_embeddings - 1)
             label = self.embedding(inside)  # [B, embedding]
             parts.append(torch.where((y == inside)[:, None], label, torch.nan))
+        if context is not None:
+            parts.append(context)
+        return torch.cat(parts, 1) if parts else None  # [B, features]
+
+    def check(self, batch: int, y: Tensor | None, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Labels as int64 and context, once both are what the model takes."""
+        if self.embedding is not None:
+            y = self._check_labels(batch, y)
         elif y is not None:
             raise ValueError("expected no labels: the model has none (num_classes=None)")
         if self.context_features:
-            parts.append(self.check_context(batch, context))
+            context = self._check_context(batch, context)
         elif context is not None:
             raise ValueError("expected no context: the model takes none (context_features=0)")
-        return torch.cat(parts, 1) if parts else None  # [B, features]
+        return y, context
 
-    def check_labels(self, batch: int, y: Tensor | None) -> Tensor:
+    def _check_labels(self, batch: int, y: Tensor | None) -> Tensor:
         if y is None:
             raise ValueError(
                 f"expected labels y of shape ({batch},): the model has {self.num_classes} classes, got None"
@@ -61,7 +69,7 @@ class Condition(nn.Module):
                 raise ValueError(f"expected labels in [0, {self.num_classes}), got {low if low < 0 else high}")
         return y
 
-    def check_context(self, batch: int, context: Tensor | None) -> Tensor:
+    def _check_context(self, batch: int, context: Tensor | None) -> Tensor:
         expected = (batch, self.context_features)
         if context is None:
             raise ValueError(f"expected context of shape {expected}, got None")

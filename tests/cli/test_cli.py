@@ -25,7 +25,9 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
 
 
-@pytest.mark.parametrize("module", ["pygen", "pygen.models", "pygen.data", "pygen.cli", "pygen.info", "pygen.demo"])
+@pytest.mark.parametrize(
+    "module", ["pygen", "pygen.models", "pygen.data", "pygen.cli", "pygen.info", "pygen.demo", "pygen.training"]
+)
 def test_import_is_light(module: str) -> None:
     heavy = ("triton", "sklearn", "matplotlib", "diffusers", "safetensors", "PIL", "pygen.kernels", "pygen.benchmarks")
     code = (
@@ -39,17 +41,17 @@ def test_import_is_light(module: str) -> None:
 def test_help_lists_every_command() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("bench", "demo", "info"):
+    for command in ("bench", "demo", "info", "interpolate", "sample", "train"):
         assert f"  {command}  " in result.output
     assert pygen.__version__ in invoke("--version").output
     assert invoke("nonsense").exit_code == 2
 
 
 def test_a_command_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli._ELSEWHERE, "bench", "pygen.nowhere")
+    monkeypatch.setitem(cli._COMMANDS, "bench", "pygen.nowhere")
     assert "No module named 'pygen.nowhere'" in invoke("--help").output.replace("\n", " ")
     result = invoke("bench", "coupling", "--quick")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "pygen bench is not available: No module named 'pygen.nowhere'" in result.output
 
 
@@ -124,14 +126,13 @@ def test_demo_draws_repeats_itself_and_leaves_the_global_stream_alone(tmp_path: 
 
 @pytest.mark.usefixtures("demo")
 def test_the_same_seed_gives_the_same_losses() -> None:
-    from pygen.data import digits
     from pygen.demo import realnvp
 
     console = Console(quiet=True)
     curves = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        curves.append(realnvp.train_digits(digits()[0], 3, console)[1] + realnvp.train_density(3, console)[1])
+        curves.append(realnvp.train_digits(3, seed, console)[1] + realnvp.train_density(3, seed, console)[1])
     assert len(curves[0]) == 6
     assert curves[0] == curves[1] != curves[2]
 
@@ -140,8 +141,8 @@ def test_the_same_seed_gives_the_same_losses() -> None:
 def test_training_lowers_the_loss_and_returns_the_average() -> None:
     from pygen.demo import realnvp
 
-    model, losses = realnvp.train_density(60, Console(quiet=True))
-    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+    model, losses = realnvp.train_density(60, 0, Console(quiet=True))
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])  # worst of 6 seeds: 0.88
     assert not model.training
     assert all(p.requires_grad for p in model.parameters())
 
@@ -175,8 +176,8 @@ def test_demo_names_the_extra_that_is_missing(tmp_path: Path, monkeypatch: pytes
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "sklearn" else found(name, *a))
     result = invoke("demo", "--out", str(tmp_path / "out"))
-    assert result.exit_code == 1
-    assert "the demo needs sklearn: pip install pygen[demo]" in result.output
+    assert result.exit_code == 2
+    assert "the demo needs sklearn: pip install 'pygen[demo]'" in result.output
     assert not (tmp_path / "out").exists()
 
 
@@ -193,12 +194,12 @@ def test_demo_ends_with_the_quick_benchmark(tmp_path: Path, monkeypatch: pytest.
     module = types.ModuleType("stand_in")
     module.bench = bench
     monkeypatch.setitem(sys.modules, "stand_in", module)
-    monkeypatch.setitem(cli._ELSEWHERE, "bench", "stand_in")
+    monkeypatch.setitem(cli._COMMANDS, "bench", "stand_in")
     result = invoke("demo", "--steps", "1", "--out", str(tmp_path))
     assert result.output.rstrip().endswith("benchmark of (), quick=True")
     assert result.exit_code == 3
-    monkeypatch.setitem(cli._ELSEWHERE, "bench", "pygen.nowhere")
+    monkeypatch.setitem(cli._COMMANDS, "bench", "pygen.nowhere")
     monkeypatch.setattr(sections, "run", lambda *_, **__: None)
     result = invoke("demo", "--out", str(tmp_path))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "pygen bench is not available" in result.output

@@ -1,0 +1,187 @@
+"""Pictures, as PNG files: of samples, of densities, of how training went."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from . import files
+
+_INK, _FAINT, _MARK, _PAPER = "#222222", "#5c5c5c", "#d1495b", "#ececec"
+
+
+# --- plain ones ------------------------------------------------------------------------------------------------------
+
+
+def samples(path: Path, x: Tensor, *, levels: int | None, columns: int | None = None) -> None:
+    """Draws samples [N, ...]: images of 1 or 3 channels as tiles, points of the plane as points; see `drawable`.
+
+    columns: tiles in a row; None: about as many as rows.
+    """
+    if x.dim() == 4 and levels is not None:
+        _tiles(path, x, levels, columns or math.ceil(math.sqrt(len(x))))
+    else:
+        figure = Figure(figsize=(6, 6), facecolor=_PAPER, layout="constrained")
+        ax = figure.add_subplot(aspect="equal", adjustable="datalim", facecolor="black")
+        across, up = x.numpy().T
+        ax.scatter(across, up, s=9000 / (len(x) + 1000), color="#fb8861", alpha=0.6, linewidths=0)
+        ax.tick_params(colors=_FAINT)
+        _save(figure, path)
+
+
+def drawable(shape: Sequence[int], levels: int | None) -> bool:
+    """Whether `samples` can draw samples of this shape."""
+    return shape[0] in (1, 3) if len(shape) == 3 and levels is not None else tuple(shape) == (2,)
+
+
+def _tiles(path: Path, images: Tensor, levels: int, columns: int) -> None:
+    """Images [N, C, H, W] row by row, the highest level white, enlarged without smoothing where they are small."""
+    n, channels, height, width = images.shape
+    rows = math.ceil(n / columns)
+    zoom = max(1, min(64 // max(height, width), 2048 // max(columns * width, rows * height)))
+    gap = max(1, zoom // 2)
+    pixels = (images.long() * 255 // (levels - 1)).numpy().astype(np.uint8)
+    pixels = pixels.transpose(0, 2, 3, 1).repeat(zoom, 1).repeat(zoom, 2)  # [N, H zoom, W zoom, C]
+    down, across = height * zoom + gap, width * zoom + gap
+    sheet = np.full((rows * down + gap, columns * across + gap, channels), 96, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = gap + i // columns * down, gap + i % columns * across
+        sheet[top : top + height * zoom, left : left + width * zoom] = image
+    file = io.BytesIO()
+    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(file, "PNG")
+    files.write(path, file.getvalue())
+
+
+def curve(
+    path: Path,
+    *,
+    title: str,
+    steps: Sequence[int],
+    training: Sequence[float],
+    held_out: Sequence[tuple[int, float]],
+) -> None:
+    """Bits per dimension over steps: of the batches, faint and smoothed, and of the average's held-out data."""
+    figure = Figure(figsize=(8, 4.5), facecolor=_PAPER, layout="constrained")
+    ax = figure.add_subplot(facecolor=_PAPER)
+    ax.plot(steps, training, color=_FAINT, alpha=0.35, linewidth=1)
+    ax.plot(steps, _smooth(training), color=_FAINT, linewidth=2, label="training batches, smoothed")
+    if held_out:
+        ax.plot(*zip(*held_out, strict=True), "o-", color=_MARK, linewidth=2, label="held-out data, averaged weights")
+        ax.annotate(
+            f"{held_out[-1][1]:.3f}", held_out[-1], xytext=(-4, 10), textcoords="offset points", ha="right",
+            color=_MARK, fontsize=12, weight="bold",
+        )  # fmt: skip
+    # The first steps are far off: the scale is that of what follows, down to the lowest value.
+    rest = [value for value in (*training[len(training) // 10 :], *(b for _, b in held_out)) if math.isfinite(value)]
+    if rest:
+        low, high = min(rest), max(rest)
+        ax.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
+    ax.set_title(title, loc="left", fontsize=15, color=_INK, weight="bold")
+    ax.set_xlabel("step", color=_INK)
+    ax.set_ylabel("bits/dim", color=_INK)
+    ax.grid(color="white", linewidth=1.2)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=0, labelcolor=_INK)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.legend(frameon=False, labelcolor=_INK, loc="upper right")
+    _save(figure, path)
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """Means of values and their neighbours, of a twentieth of all."""
+    reach = len(values) // 40
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    means: np.ndarray = (total[high] - total[low]) / (high - low)
+    return means
+
+
+def _save(figure: Figure, path: Path) -> None:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    files.write(path, file.getvalue())
+
+
+# --- those of the demo -----------------------------------------------------------------------------------------------
+
+
+def image_grid(
+    path: Path,
+    images: Tensor,
+    *,
+    levels: int,
+    title: str,
+    note: str,
+    rows: Sequence[str],
+    columns: Sequence[str] | None = None,
+    real: Sequence[int] = (),
+) -> None:
+    """Draws grey images [rows, columns, H, W] of levels 0 .. levels - 1, enlarged without smoothing.
+
+    rows, columns: their labels. real: columns that hold data, which are framed and set apart.
+    """
+    pixels = images.numpy()
+    n_rows, n_columns = pixels.shape[:2]
+    gap, left = 0.16, [0.0]
+    for column in range(1, n_columns):
+        left.append(left[-1] + 1 + gap + 0.3 * ((column in real) != (column - 1 in real)))
+    width, height = left[-1] + 1, n_rows * (1 + gap) - gap
+    figure, ax = _canvas(width, height, title, note, head=1.4 if columns else 1.1)
+    for row in range(n_rows):
+        top = row * (1 + gap)
+        for column in range(n_columns):
+            extent = (left[column], left[column] + 1, top + 1, top)
+            ax.imshow(
+                pixels[row, column], cmap="gray_r", vmin=0, vmax=levels - 1, interpolation="nearest", extent=extent
+            )
+            if column in real:
+                ax.add_patch(Rectangle((left[column], top), 1, 1, fill=False, edgecolor=_MARK, linewidth=2.5))
+    ax.set_xlim(-0.1, width + 0.1)
+    ax.set_ylim(height + 0.1, -0.1)
+    ax.set_yticks([row * (1 + gap) + 0.5 for row in range(n_rows)], rows)
+    ax.set_xticks([x + 0.5 for x in left] if columns else [], columns or [])
+    ax.tick_params(length=0, labelsize=13, labelcolor=_INK, labeltop=True, labelbottom=False)
+    _save(figure, path)
+
+
+def _canvas(width: float, height: float, title: str, note: str, head: float) -> tuple[Figure, Axes]:
+    """Axes of width x height cells below a head, in inches, with a title and a note."""
+    cell, side = 0.56, 0.6  # inches
+    across, down = width * cell + 2 * side, height * cell + head + 0.3
+    figure = Figure(figsize=(across, down), facecolor=_PAPER)
+    figure.text(side / across, 1 - 0.38 / down, title, fontsize=17, color=_INK, va="center", weight="bold")
+    figure.text(side / across, 1 - 0.72 / down, note, fontsize=12, color=_FAINT, va="center")
+    ax = figure.add_axes((side / across, 0.3 / down, width * cell / across, height * cell / down))
+    ax.set_frame_on(False)
+    return figure, ax
+
+
+def densities(
+    path: Path, *, data: Tensor, log_density: Tensor, samples: Tensor, extent: float, title: str, note: str
+) -> None:
+    """Side by side: data [N, 2], log-density on a grid [G, G] over [-extent, extent]^2, samples [M, 2] of the model."""
+    figure = Figure(figsize=(13.2, 5.3), facecolor=_PAPER)
+    figure.text(0.02, 0.945, title, fontsize=17, color=_INK, va="center", weight="bold")
+    figure.text(0.02, 0.885, note, fontsize=12, color=_FAINT, va="center")
+    panels = [figure.add_axes((0.02 + 0.326 * i, 0.03, 0.308, 0.76)) for i in range(3)]
+    box = (-extent, extent, -extent, extent)
+    panels[1].imshow(log_density.exp().numpy(), cmap="magma", origin="lower", extent=box, interpolation="bilinear")
+    for ax, points in ((panels[0], data), (panels[2], samples)):
+        x, y = points.T.numpy()
+        ax.scatter(x, y, s=2, color="#fb8861", alpha=0.6, linewidths=0)
+    for ax, name in zip(panels, ("data", "learned density", "samples of the model"), strict=True):
+        ax.set_facecolor("black")
+        ax.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
+        ax.set_title(name, fontsize=13, color=_INK)
+    _save(figure, path)

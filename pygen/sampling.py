@@ -1,0 +1,67 @@
+"""Many samples: by all processes of a group, chunk by chunk, and paths between two of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, distributed
+
+from . import ranks
+from .models import Flow, Model
+
+
+def in_chunks(
+    model: Model, n: int, draw: Callable[[int, int], Tensor], advance: Callable[[int], None] = lambda done: None
+) -> Tensor | None:
+    """Samples 0 .. n - 1, which draw(first, count) makes for the model's chunks: the same for any number of processes.
+
+    Every process draws whole chunks by turns. The samples [n, ...] come to rank 0 (None elsewhere), on the CPU.
+    advance: called on every rank with how many samples are new, as all processes have about as many.
+    """
+    parts = []
+    for first in range(ranks.rank() * model.CHUNK, n, ranks.world() * model.CHUNK):
+        parts.append(draw(first, min(model.CHUNK, n - first)).cpu())
+        advance(min(ranks.world() * model.CHUNK, n - first))
+    if ranks.world() == 1:
+        return torch.cat(parts)
+    gathered: list[list[Tensor]] | None = [[] for _ in range(ranks.world())] if ranks.rank() == 0 else None
+    distributed.gather_object(parts, gathered)
+    if gathered is None:
+        return None
+    return torch.cat([gathered[i % ranks.world()][i // ranks.world()] for i in range(math.ceil(n / model.CHUNK))])
+
+
+def sample(
+    model: Model,
+    n: int,
+    y: Tensor | None = None,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Tensor | None:
+    """`model.sample` by all processes together."""
+
+    def draw(first: int, count: int) -> Tensor:
+        labels = None if y is None else y[first : first + count]
+        return model.sample(count, labels, generator=seed, first_sample=first, temperature=temperature)
+
+    return in_chunks(model, n, draw, advance)
+
+
+@torch.no_grad()
+def interpolate(model: Flow, first: Tensor, last: Tensor, y: tuple[Tensor, Tensor] | None, frames: int) -> Tensor:
+    """Frames [N, frames, *shape] from samples `first` to samples `last` [N, *shape], whose labels are the two of y.
+
+    Frames lie on an arc of latents, cos(t) z_first + sin(t) z_last with t in [0, pi / 2]: the latents of what the model
+    samples are normal, and so they stay along an arc. A frame has the label of the end that it is nearer to.
+    """
+    y_first, y_last = y or (None, None)
+    z, z_last = model.encode(first, y_first), model.encode(last, y_last)
+    path = []
+    for i in range(frames):
+        t = math.pi / 2 * i / (frames - 1)
+        path.append(model.decode(math.cos(t) * z + math.sin(t) * z_last, y_first if 2 * i < frames else y_last))
+    return torch.stack(path, 1)
