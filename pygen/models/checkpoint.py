@@ -44,7 +44,8 @@ def save(model: Model, folder: str | os.PathLike[str], training: Mapping[str, An
         if name != old:
             (folder / name).unlink(missing_ok=True)
         raise
-    for pattern in ("weights-*.safetensors", ".weights-*.safetensors.part"):  # older ones, and what a kill left
+    ours = f"weights-{'[0-9a-f]' * 16}.safetensors"
+    for pattern in (ours, f".{ours}.part"):  # older ones, and what a kill left
         for weights in folder.glob(pattern):
             if weights.name != name:
                 weights.unlink()
