@@ -161,48 +161,45 @@ struct Packed {
   int64_t size() const { return n * rows; }
 };
 
-// Stretches of one element are one stretch across rows; first: the element's place in the first of them.
-inline Spread across(const Spread& at, const int64_t* cols, int64_t stride, int64_t* first) {
-  *first = cols ? cols[0] * at.step() : 0;
-  return Spread(stride, cols ? *first % 2 != 0 : at.second());
-}
-
+// Stretches of one element are one stretch across rows. Rows of two are pairs, which begin at even places of a tensor.
 template <class T, class S>
-inline void load_stretches(T* dst, const S* src, const Packed& e, const Spread& at, const int64_t* cols,
+inline void load_stretches(T* dst, const S* src, int64_t place, const Packed& e, const Spread& at, const int64_t* cols,
                            int64_t stride) {
-  int64_t first;
-  const Spread column = across(at, cols, stride, &first);
-  if (e.n == 1) return load(dst, src + first, column, nullptr, e.rows);
-  for (int64_t r = 0; r < e.rows; ++r) load(dst + r * e.n, src + r * stride, at, cols, e.n);
+  if (e.n == 1) {
+    if (cols) place += cols[0] * at.step();
+    return load(dst, src + place, Spread(stride, place % 2 != 0), nullptr, e.rows);
+  }
+  for (int64_t r = 0; r < e.rows; ++r) load(dst + r * e.n, src + place + r * stride, at, cols, e.n);
 }
 
 template <class S, class T>
-inline void store_stretches(S* dst, const T* src, const Packed& e, const Spread& at, const int64_t* cols,
+inline void store_stretches(S* dst, int64_t place, const T* src, const Packed& e, const Spread& at, const int64_t* cols,
                             int64_t stride, bool stream) {
-  int64_t first;
-  const Spread column = across(at, cols, stride, &first);
-  if (e.n == 1) return store(dst + first, src, column, nullptr, e.rows, stream);
-  for (int64_t r = 0; r < e.rows; ++r) store(dst + r * stride, src + r * e.n, at, cols, e.n, stream);
+  if (e.n == 1) {
+    if (cols) place += cols[0] * at.step();
+    return store(dst + place, src, Spread(stride, place % 2 != 0), nullptr, e.rows, stream);
+  }
+  for (int64_t r = 0; r < e.rows; ++r) store(dst + place + r * stride, src + r * e.n, at, cols, e.n, stream);
 }
 
 template <class T, class S>
 inline void load_x(T* dst, const S* src, const Packed& e) {
-  load_stretches(dst, src + e.x, e, e.at, e.cols, e.x_stride);
+  load_stretches(dst, src, e.x, e, e.at, e.cols, e.x_stride);
 }
 
 template <class S, class T>
 inline void store_x(S* dst, const T* src, const Packed& e, bool stream) {
-  store_stretches(dst + e.x, src, e, e.at, e.cols, e.x_stride, stream);
+  store_stretches(dst, e.x, src, e, e.at, e.cols, e.x_stride, stream);
 }
 
 template <class T, class S>
-inline void load_params(T* dst, const S* src, const Packed& e, const Spread& at) {
-  load_stretches(dst, src, e, at, nullptr, e.params_stride);
+inline void load_params(T* dst, const S* src, int64_t place, const Packed& e, const Spread& at) {
+  load_stretches(dst, src, place, e, at, nullptr, e.params_stride);
 }
 
 template <class S, class T>
-inline void store_params(S* dst, const T* src, const Packed& e, const Spread& at, bool stream) {
-  store_stretches(dst, src, e, at, nullptr, e.params_stride, stream);
+inline void store_params(S* dst, int64_t place, const T* src, const Packed& e, const Spread& at, bool stream) {
+  store_stretches(dst, place, src, e, at, nullptr, e.params_stride, stream);
 }
 
 template <class T>
@@ -328,8 +325,8 @@ void coupling_forward(const CouplingArgs& a, int64_t begin, int64_t end) {
   const auto pack = [&](Packed& e) {
     e.offset = used;
     load_x(in + used, x, e);
-    if (!additive) load_params(s + used, params + e.s, e, e.s_at);
-    load_params(t + used, params + e.t, e, e.t_at);
+    if (!additive) load_params(s + used, params, e.s, e, e.s_at);
+    load_params(t + used, params, e.t, e, e.t_at);
     if (gain) load_gain(g + used, gain, e);
     ++stretches;
     used += e.size();
@@ -416,8 +413,8 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
     for (int64_t k = 0; k < stretches; ++k) {
       const Packed& e = packed[k];
       if (grad_x) store_x(grad_x, grad_in + e.offset, e, a.stream);
-      if (grad_params && !additive) store_params(grad_params + e.s, grad_s + e.offset, e, e.s_at, a.stream);
-      if (grad_params) store_params(grad_params + e.t, grad_t + e.offset, e, e.t_at, a.stream);
+      if (grad_params && !additive) store_params(grad_params, e.s, grad_s + e.offset, e, e.s_at, a.stream);
+      if (grad_params) store_params(grad_params, e.t, grad_t + e.offset, e, e.t_at, a.stream);
       if (a.grad_gain) add_gain_gradient(a, e, grad_gain + e.offset);
     }
     used = stretches = 0;
@@ -427,9 +424,9 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
     load_x(g + used, grad_y, e);
     if (!additive) {
       load_x(zs + used, z, e);
-      load_params(s + used, params + e.s, e, e.s_at);
+      load_params(s + used, params, e.s, e, e.s_at);
     }
-    if (need_t) load_params(t + used, params + e.t, e, e.t_at);
+    if (need_t) load_params(t + used, params, e.t, e, e.t_at);
     if (gain) load_gain(gains + used, gain, e);
     for (int64_t r = 0; span_tasks && r < e.rows; ++r) {
       std::fill_n(l + used + r * e.n, e.n, T(a.grad_logdet[(e.task + r * e.task_stride) / a.chunks]));

@@ -89,6 +89,7 @@ class Place {
     }
     if (ids.size(0) != 0 && ids.size(0) != size[0]) return;
     if (first_sample < 0 || step < 0 || step >= int64_t(1) << 32) return;
+    if (size[0] > 0 && first_sample > std::numeric_limits<int64_t>::max() - (size[0] - 1)) return;
     constexpr int64_t kMost = int64_t(1) << 34;
     if (offset < 0 || offset > kMost || row > kMost - offset) return;
     ids_ = ids.contiguous();
