@@ -10,7 +10,7 @@ process: a sample drawn alone, or by another machine, is the one drawn among a m
     sample_ids: int64 [B], the id of each row instead, on the device of the result.
     step: in [0, 2^24), tells the draws of one sample from each other: a diffusion step, a pixel. 0.
     draw: in [0, 256), tells several draws of one step from each other. 0.
-    offset: the number of a row's first element; row[k] is element offset + k of its sample. 0.
+    offset: in [0, 2^34), the number of a row's first element; row[k] is element offset + k of its sample. 0.
 
 and the first dimension of a shape counts samples, the others are the elements of a sample, in order. Different seeds,
 ids, steps, draws or elements give independent numbers. Two calls with the same int and the same places give the same
@@ -30,13 +30,14 @@ Raises ValueError for values, shapes and devices, TypeError for types; both say 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ._seed import Source, seed_of
-from .ops.random import call, stream
+from .ops.random import batch_of, call, check_tensor, stream
 
 __all__ = [
     "Source", "bernoulli", "bits", "categorical", "gumbel", "integers", "logistic", "normal", "seed_of", "uniform",
@@ -55,8 +56,21 @@ def _fill(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Tensor:
-    where = stream(device, generator, first_sample, sample_ids, step, draw, offset)
-    return call("random", where[0], *where, tuple(shape), kind, torch.get_default_dtype() if dtype is None else dtype)
+    size = _size(shape)
+    where = stream(size[0] if size else 0, device, generator, first_sample, sample_ids, step, draw, offset)
+    return call("random", where[0], *where, size, kind, torch.get_default_dtype() if dtype is None else dtype)
+
+
+def _size(shape: Sequence[int]) -> tuple[int, ...]:
+    if torch.compiler.is_compiling():  # a look at a size would be a guard on it
+        return tuple(shape)
+    try:
+        size = tuple(map(operator.index, shape))
+    except TypeError:
+        raise TypeError(f"expected shape as a sequence of integers, got {shape!r}") from None
+    if any(n >> 63 > 0 for n in size):
+        raise ValueError(f"expected sizes below 2^63, got {size}")
+    return size
 
 
 def bits(
@@ -193,7 +207,8 @@ def bernoulli(
     p that is no probability, or NaN, raises ValueError on the CPU; on a GPU, where nobody looks, it gives NaN. A p that
     is expanded over the elements of a sample, or over all, is read as it lies. See `pygen.random` for the arguments.
     """
-    where = stream(p.device, generator, first_sample, sample_ids, step, draw, offset)
+    check_tensor("bernoulli", "p", p)
+    where = stream(batch_of(p), p.device, generator, first_sample, sample_ids, step, draw, offset)
     return call("bernoulli", where[0], p, *where)
 
 
@@ -209,14 +224,16 @@ def categorical(
 ) -> Tensor:
     """Categories k with probability softmax(logits)_k, int64 [B, ...], for logits [B, ..., K].
 
-    The distribution function, inverted at a word w: with integer weights m_k = round(2^30 exp(logits_k - max)),
+    The distribution function, inverted at a word w: with integer weights m_k, 2^30 exp(logits_k - max) rounded,
 
         k = the first with  m_0 + ... + m_k > floor(w (m_0 + ... + m_(K-1)) / 2^32)
 
-    so sums need no order, and the same logits give the same category everywhere. Probabilities are off by less than
-    2^-31 of the largest; what is e^-22 times less likely than the largest, or has the logit -inf, is never drawn.
+    so sums need no order, and the same logits give the same category everywhere. exp is float32's: a weight is off by
+    less than 2^-22 of itself and 2^-31 of the largest, and a probability by what that adds up to over the categories.
+    What is e^-22 times less likely than the largest, or has the logit -inf, is never drawn.
     logits: float32, float64, bfloat16 or float16. A row with NaN or +inf, or of -inf alone, raises ValueError on the
     CPU; on a GPU, where nobody looks, it gives -1. See `pygen.random` for the arguments.
     """
-    where = stream(logits.device, generator, first_sample, sample_ids, step, draw, offset)
+    check_tensor("categorical", "logits", logits)
+    where = stream(batch_of(logits), logits.device, generator, first_sample, sample_ids, step, draw, offset)
     return call("categorical", where[0], logits, *where)

@@ -27,6 +27,7 @@ Stream = tuple[Tensor, int | None, int, int, int]
 
 
 def stream(
+    batch: int,
     device: torch.device | str | None,
     generator: Source,
     first_sample: int,
@@ -35,18 +36,20 @@ def stream(
     draw: int,
     offset: int,
 ) -> Stream:
-    """The arguments of `_STREAM` from those of the public functions."""
+    """The arguments of `_STREAM` from those of the public functions, for a batch of samples."""
     seed = None
     if generator is not None:
         seed = seed_of(generator)
         seed -= (1 << 64) if seed >= 1 << 63 else 0
-    for name, value, end in (("step", step, 1 << 24), ("draw", draw, 1 << 8), ("first_sample", first_sample, 1 << 63)):
+    bounds = (
+        ("step", step, 1 << 24), ("draw", draw, 1 << 8), ("first_sample", first_sample, 1 << 63),
+        ("offset", offset, 1 << 34),
+    )  # fmt: skip
+    for name, value, end in bounds:
         if type(value) is not int:
             raise TypeError(f"expected {name} as an integer, got {value!r}")
         if not 0 <= value < end:
             raise ValueError(f"expected {name} in [0, {end}), got {value}")
-    if type(offset) is not int:
-        raise TypeError(f"expected offset as an integer, got {offset!r}")
     ids = torch.empty(0, dtype=torch.int64, device=device)
     if sample_ids is not None:
         if not isinstance(sample_ids, Tensor):
@@ -55,12 +58,14 @@ def stream(
             raise ValueError(f"expected sample_ids on {ids.device}, got {sample_ids.device}")
         if first_sample:
             raise ValueError(f"expected first_sample or sample_ids, got both ({first_sample} and a tensor)")
+        if sample_ids.numel() == 0 and batch:  # which to the op means that there are none
+            raise ValueError(f"expected sample_ids of shape ({batch},), got {tuple(sample_ids.shape)}")
         ids = sample_ids
     return ids, seed, first_sample, (draw << 24) + step, offset
 
 
 def _samples(ids: Tensor, first_sample: int, batch: int) -> Tensor:
-    return ids if len(ids) else torch.arange(first_sample, first_sample + batch, device=ids.device)
+    return ids if len(ids) else first_sample + torch.arange(batch, device=ids.device)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -77,6 +82,8 @@ def _check_stream(op: str, size: Sequence[int], ids: Tensor, first_sample: int, 
         raise ValueError(f"{op}: expected sample_ids of shape ({size[0]},), got {tuple(ids.shape)}")
     if not (0 <= first_sample < 1 << 63 and 0 <= step < 1 << 32):
         raise ValueError(f"{op}: expected first_sample in [0, 2^63), step in [0, 2^32), got {first_sample}, {step}")
+    if first_sample + size[0] > 1 << 63:
+        raise ValueError(f"{op}: expected samples below 2^63, got {size[0]} from {first_sample} on")
     n = math.prod(size[1:])
     if offset < 0 or offset + n > 1 << 34:
         raise ValueError(f"{op}: expected elements of a sample in [0, 2^34), got [{offset}, {offset + n})")
@@ -311,6 +318,15 @@ _OPS = {name: getattr(torch.ops.pygen, name).default for name in _DEFAULTS}
 _QUICK_OPS = {name: _ext.quick(op) for name, op in _OPS.items()}
 
 
+def check_tensor(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: expected {name} as a tensor, got {type(value).__name__}")
+
+
+def batch_of(tensor: Tensor) -> int:
+    return tensor.shape[0] if tensor.dim() else 0
+
+
 def call(name: str, ids: Tensor, *args: Any) -> Tensor:
     """One of the ops; ids, which are among its arguments, decide about the backend."""
     if backends.forced is not None and backends.choose(name, ids) == "reference":
@@ -350,7 +366,8 @@ def dequantize(
     generator, first_sample, sample_ids, step, draw, offset: where in the stream, see `pygen.random`.
 
     Noise from the stream has the 24 - log2(levels) bits that float32 holds beside a level, so that x + u is exact and
-    below x + 1, and the same in float32 and float64.
+    below x + 1, and the same in float32 and float64. bfloat16 and float16 hold fewer: the result is rounded, and may be
+    that of the next level.
 
     Returns a contiguous tensor of x's shape. Differentiable with respect to a tensor `noise` (a flow's, as in
     variational dequantisation: Ho et al. 2019, arXiv 1902.00275), any number of times. torch.autocast leaves it alone.
@@ -366,8 +383,20 @@ def dequantize(
     True
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    where = stream(x.device, generator, first_sample, sample_ids, step, draw, offset)
-    if isinstance(noise, (int, float)):
+    check_tensor("dequantize", "x", x)
+    if type(levels) is not int:
+        raise TypeError(f"dequantize: expected levels as an integer, got {levels!r}")
+    if not 1 <= levels < 1 << 63:
+        raise ValueError(f"dequantize: expected levels in [1, 2^63), got {levels}")
+    for name, value in (("scale", scale), ("shift", shift)):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"dequantize: expected {name} as a number, got {value!r}")
+    where = stream(batch_of(x), x.device, generator, first_sample, sample_ids, step, draw, offset)
+    if noise is not None and not isinstance(noise, Tensor):
+        if isinstance(noise, bool) or not isinstance(noise, (int, float)):
+            raise TypeError(f"dequantize: expected noise as a tensor or a number, got {noise!r}")
+        if not 0 <= noise < 1:
+            raise ValueError(f"dequantize: expected noise in [0, 1), got {noise}")
         noise = torch.full((), noise, dtype=dtype, device=x.device).expand(x.shape)
     if noise is not None and forward_ad._current_level >= 0:
         refuse_tangents("dequantize", noise)

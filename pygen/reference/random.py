@@ -154,6 +154,8 @@ def random(
     ids: Tensor, size: Sequence[int], seed: int, step: int, offset: int, kind: str, dtype: torch.dtype
 ) -> Tensor:
     """Elements of a distribution, in the shape `size`, for the samples with these ids [size[0]]; `bits`: int32."""
+    if math.prod(size) == 0:
+        return ids.new_empty(size, dtype=torch.int32 if kind == "bits" else dtype)
     w = tiles(ids, seed, step, offset, math.prod(size[1:]))
     if kind == "bits":
         return elements(w, offset, size).to(torch.int32)

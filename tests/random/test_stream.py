@@ -255,3 +255,44 @@ def test_expanded_probabilities_are_not_copied() -> None:
     allocated = sum(max(0, e.nbytes()) for e in profile.kineto_results.events() if e.name() == "[memory]")
     assert torch.equal(found, expected)
     assert allocated < 2 * found.nbytes
+
+
+def test_ids_at_the_ends() -> None:
+    last = (1 << 63) - 1
+    for implementation in backend.ALL:
+        with implementation.active():
+            one = random.bits((1, 5), generator=1, first_sample=last)
+            assert torch.equal(one, random.bits((1, 5), generator=1, sample_ids=torch.tensor([last])))
+            with pytest.raises(ValueError, match="samples below 2\\^63, got 2 from"):
+                random.bits((2, 5), generator=1, first_sample=last)
+            with pytest.raises(ValueError, match=r"sample_ids of shape \(2,\), got \(0,\)"):
+                random.bits((2, 5), generator=1, sample_ids=torch.empty(0, dtype=torch.int64))
+            assert random.normal((0, 70), sample_ids=torch.empty(0, dtype=torch.int64)).stride() == (70, 1)
+
+
+def test_types() -> None:
+    x = torch.zeros(2, 3, dtype=torch.uint8)
+    calls: list[tuple[Callable[[], Tensor], type[Exception], str]] = [
+        (lambda: random.bernoulli(0.5), TypeError, "expected p as a tensor, got float"),  # type: ignore[arg-type]
+        (lambda: random.categorical([[0.5]]), TypeError, "expected logits as a tensor, got list"),  # type: ignore[arg-type]
+        (lambda: random.bits((1.5, 2)), TypeError, "expected shape as a sequence of integers"),  # type: ignore[arg-type]
+        (lambda: random.bits(5), TypeError, "expected shape as a sequence of integers, got 5"),  # type: ignore[arg-type]
+        (lambda: random.bits((1 << 70,)), ValueError, "expected sizes below 2\\^63"),
+        (lambda: random.bits((1, 2), offset=1 << 70), ValueError, "expected offset in"),
+        (lambda: dequantize([1, 2], 4), TypeError, "expected x as a tensor, got list"),  # type: ignore[arg-type]
+        (lambda: dequantize(x, 4.0), TypeError, "expected levels as an integer, got 4.0"),  # type: ignore[arg-type]
+        (lambda: dequantize(x, 1 << 70), ValueError, "expected levels in"),
+        (lambda: dequantize(x, 4, "a"), TypeError, "expected noise as a tensor or a number"),  # type: ignore[arg-type]
+        (lambda: dequantize(x, 4, True), TypeError, "expected noise as a tensor or a number"),
+        (lambda: dequantize(x, 4, 1.0), ValueError, r"expected noise in \[0, 1\), got 1.0"),
+        (lambda: dequantize(x, 4, scale="2"), TypeError, "expected scale as a number"),  # type: ignore[arg-type]
+    ]
+    for call, error, words in calls:
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_weights_are_as_exact_as_said() -> None:  # measured 2^-23.0
+    logits = torch.linspace(-22, 0, 1 << 16)[:, None].mul(torch.tensor([1.0, 0.0]))
+    exact = logits.double().exp() * 2**30
+    assert ((reference.weights(logits) - exact).abs() <= exact * 2**-22 + 0.5).all()
