@@ -67,13 +67,13 @@ def train(
 
     from .. import ranks
 
-    need("pygen train", "train", "safetensors", "matplotlib")
+    need("pygen train", "train", "safetensors", "matplotlib", "PIL")
     from ..training.batches import DataError
     from ..training.start import Request, start
 
     with ranks.group():
         console = Console(quiet=ranks.rank() > 0, soft_wrap=True)
-        with failing(*INPUT):
+        with failing(*INPUT, DataError):
             if every is not None and every < 1:
                 raise ValueError(f"expected --every >= 1, got {every}")
             given = {name: value for name, value in options.items() if value is not None}

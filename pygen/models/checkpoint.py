@@ -30,7 +30,7 @@ CONFIG = "config.json"
 def save(model: Model, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> None:
     """Makes the folder, if need be, and its checkpoint this model. training: facts to keep about its training."""
     folder = Path(folder)
-    old = read_config(folder)["weights"] if (folder / CONFIG).exists() else None
+    _weights_named(folder)  # raises for another config.json than ours
     folder.mkdir(parents=True, exist_ok=True)
     data = pack(model.state_dict())
     name = f"weights-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
@@ -41,7 +41,7 @@ def save(model: Model, folder: str | os.PathLike[str], training: Mapping[str, An
         files.write(folder / name, data)
         files.write(folder / CONFIG, f"{json.dumps(config, indent=1)}\n".encode())
     except BaseException:
-        if name != old:
+        if _weights_named(folder) != name:
             (folder / name).unlink(missing_ok=True)
         raise
     ours = f"weights-{'[0-9a-f]' * 16}.safetensors"
@@ -80,6 +80,11 @@ def load(
     except RuntimeError as error:
         raise ValueError(f"{folder}: expected the weights that {CONFIG} describes, got others: {error}") from error
     return model.to(device).eval()
+
+
+def _weights_named(folder: Path) -> str | None:
+    """The weights of the checkpoint that a folder holds, if it holds one."""
+    return str(read_config(folder)["weights"]) if (folder / CONFIG).exists() else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

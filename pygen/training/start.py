@@ -48,8 +48,16 @@ def start(
     record = ranks.on_first(lambda: folder.look(resume))
     resumed = record is not None
     loading = dict(request.loading or {}) if record is None else record["loading"]
+    if taken := {"spec", "split"} & set(loading):
+        raise ValueError(f"expected options of the data's own in --load, got {' and '.join(sorted(taken))}")
     train = data.load(request.data, **loading)
     held_out = None if loading.get("held_out") == 0 else data.load(request.data, split="test", **loading)
+    if held_out is not None:
+        kinds = [(part.shape, part.levels, part.classes) for part in (train, held_out)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{request.data}: expected held-out samples like those to train on, got {held_out} beside {train}"
+            )
     if record is None:
         options = Options(**request.options)
         record = {
@@ -66,6 +74,9 @@ def start(
     model = build(request.model, train, record["settings"])
     trainer = Trainer(model, train, options, device=ranks.local_device(device))
     ranks.on_first(folder.claim)
+    if ranks.on_first(lambda: folder.look(resume)) != (record if resumed else None):
+        folder.release()
+        raise FileExistsError(f"{path}: another pygen train was at work there; try again")
     title = f"{type(model).__name__}, {request.data}"
     run = Run(
         trainer, folder, held_out, console or Console(), title=title, every=facts["every"], facts=facts
@@ -90,7 +101,9 @@ def _check(path: Path, request: Request, record: Mapping[str, Any], samples: int
         f"{name} {_text(asked)}, not {_text(had)}"
         for name, asked, had in pairs
         # At a constant learning rate more steps change nothing of those before.
-        if asked is not None and asked != had and not (name == "--steps" and known["schedule"] == "constant")
+        if asked is not None
+        and asked != had
+        and not (name == "--steps" and known["schedule"] == "constant" and request.options["steps"] > known["steps"])
     ]
     if changed:
         raise ValueError(

@@ -148,3 +148,21 @@ def test_a_config_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config.json: expected a pygen checkpoint's config, got another file"):
         model().save(tmp_path)
     assert listing(tmp_path) == {"config.json": b'{"architectures": ["Other"]}'}
+
+
+def test_an_interrupt_after_the_last_step_of_saving_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model().save(tmp_path)
+    torch.manual_seed(1)
+    new, calls = model(), iter([False, True])
+
+    def interrupted(folder: Path) -> None:
+        if next(calls):  # the config is in place
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pygen.files.sync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new.save(tmp_path)
+    weights = zip(models.load(tmp_path).parameters(), new.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)

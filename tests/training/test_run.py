@@ -248,3 +248,41 @@ def test_the_lock_is_the_processes(tmp_path: Path) -> None:
     first.release()
     second.claim()
     second.release()
+
+
+def test_a_run_that_another_process_did_meanwhile_stays(
+    tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Folder.claim
+
+    def late(self: Folder) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "claim", claim)
+            assert run(images, tmp_path / "run").train()
+        claim(self)
+
+    monkeypatch.setattr(Folder, "claim", late)
+    with pytest.raises(FileExistsError, match="with a run"):
+        run(images, tmp_path / "run", options={**OPTIONS, "seed": 1})
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["options"]["seed"] == 0
+
+
+def test_held_out_samples_of_another_kind(tmp_path: Path) -> None:
+    x = np.zeros((20, 1, 4, 4), np.uint8)
+    np.savez(tmp_path / "shapes.npz", x_train=x, x_test=np.zeros((20, 1, 8, 8), np.uint8))
+    np.savez(tmp_path / "labels.npz", x_train=x, x_test=x, y_train=np.arange(20) % 3)
+    for name in ("shapes.npz", "labels.npz"):
+        with pytest.raises(ValueError, match=f"{name}.*"):
+            run(str(tmp_path / name), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_loading_sets_itself(tmp_path: Path, images: str) -> None:
+    with pytest.raises(ValueError, match="options of the data's own in --load, got split"):
+        run(images, tmp_path / "run", loading={"split": "test"})
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path: Path, images: str) -> None:
+    assert run(images, tmp_path / "run", options={**OPTIONS, "schedule": "constant"}).train()
+    with pytest.raises(ValueError, match="--steps 10, not 12"):
+        run(images, tmp_path / "run", resume=True, options={"steps": 10})
