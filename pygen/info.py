@@ -109,12 +109,14 @@ def show_model(data: dict[str, Any], console: Console | None = None) -> None:
     table.add_row("weights", escape(data["weights"]))
     table.add_row("options", escape(_pairs(data["options"])))
     training = dict(data["training"] or {})
-    if training:
+    if {"step", "options", "data"} <= training.keys():  # as `pygen train` saves it
         done = training.pop("step")
         table.add_row("trained", f"{done} of {training['options']['steps']} steps on {escape(training.pop('data'))}")
         if "held_out_bits_per_dim" in training:
             table.add_row("held-out bits/dim", f"{training.pop('held_out_bits_per_dim'):.4f}")
         table.add_row("training", escape(_pairs(training.pop("options"))))
+    elif training:
+        table.add_row("training", escape(_pairs(training)))
     (console or Console()).print(table)
 
 

@@ -43,7 +43,12 @@ def local_device(name: str | None) -> torch.device:
         if not torch.cuda.is_available():
             raise ValueError(f"expected a device that torch sees, got {name}: it sees no GPU")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
-        torch.cuda.set_device(device)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch knows devices that it was not built for, and each fails in its own way
+        raise ValueError(f"expected a device that torch can compute on, got {device}") from error
     return device
 
 

@@ -38,6 +38,8 @@ def samples(spec: str, loading: Sequence[str]) -> Dataset:
     from .. import data
 
     options = pairs("--load", loading) or {}
+    if "spec" in options:
+        raise ValueError("expected options of the data's own in --load, got spec")
     if options.keys() & {"split", "held_out"}:
         return data.load(spec, **options)
     try:

@@ -86,6 +86,10 @@ def _of_one_label(labels: list[int]) -> list[tuple[int, int]]:
             found.append((waiting.pop(label), i))
         else:
             waiting[label] = i
+    if not found:
+        raise ValueError(
+            f"expected two samples of one label among the first {len(labels)}, got none: choose with --pair I J"
+        )
     return found[:ROWS]
 
 

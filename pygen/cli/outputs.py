@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +24,7 @@ def check(path: Path, model: Model) -> None:
     if not os.access(path.absolute().parent, os.W_OK):
         raise PermissionError(f"{path}: the folder cannot be written to")
     if path.suffix == ".png":
-        need("a picture", "train", "matplotlib")
+        need("a picture", "train", "matplotlib", "PIL")
         from .. import figures
 
         if not figures.drawable(model.shape, model.levels):
@@ -32,15 +33,17 @@ def check(path: Path, model: Model) -> None:
 
 
 def write(path: Path, model: Model, x: Tensor, labels: Tensor | None, columns: int | None = None) -> None:
-    """Writes samples [N, ...] as a picture, or as arrays `samples` and, in a model with labels, `labels`."""
+    """Writes samples [N, ...] as a picture, or as arrays: `samples`, and `labels` and `levels` if the model has any."""
     if path.suffix == ".png":
         from .. import figures
 
         figures.samples(path, x, levels=model.levels, columns=columns)
     else:
         file = io.BytesIO()
-        if labels is None:
-            np.savez(file, samples=x.numpy())
-        else:
-            np.savez(file, samples=x.numpy(), labels=labels.cpu().numpy())
+        arrays: dict[str, Any] = {"samples": x.numpy()}
+        if labels is not None:
+            arrays["labels"] = labels.cpu().numpy()
+        if model.levels is not None:
+            arrays["levels"] = np.array(model.levels)
+        np.savez(file, **arrays)
         files.write(path, file.getvalue())

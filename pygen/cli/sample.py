@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..models import Model
 
+MOST = 10**9  # samples, whose labels and then the samples themselves have to fit into memory
+
 
 @click.command(
     epilog="""\b
@@ -29,7 +31,7 @@ Examples:
   torchrun --nproc-per-node 2 -m pygen sample run -n 50000 --out samples.npz"""
 )
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
-@click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True, help="How many samples.")
+@click.option("-n", "count", type=click.IntRange(1, MOST), default=64, show_default=True, help="How many samples.")
 @click.option("--class", "label", type=int, metavar="K", help="Label of all samples; by default labels are drawn.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Below 1: likelier, less varied.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed: the same samples.")
@@ -69,6 +71,10 @@ def sample(
             outputs.check(out, model)
             y = None
             if label is not None:
+                if model.num_classes is None:
+                    raise ValueError("expected no --class: the model has no labels")
+                if not 0 <= label < model.num_classes:
+                    raise ValueError(f"expected labels in [0, {model.num_classes}), got {label}")
                 y = torch.full((count,), label, device=next(model.parameters()).device)
             elif model.num_classes is not None:
                 y = model.draw_labels(count, generator=seed)
@@ -104,18 +110,20 @@ def _to_complete(model: Model, spec: str, loading: Sequence[str], mask: Path) ->
 
 
 def _mask(path: Path, shape: tuple[int, ...]) -> Tensor:
-    import numpy as np
     import torch
 
+    from ..data._pictures import decode
+    from ..data.arrays import read_npy
+
     if path.suffix == ".npy":
-        mask = np.load(path, allow_pickle=False)
+        mask = read_npy(path)
     elif path.suffix == ".png":
         need("a mask from a picture", "train", "PIL")
-        from PIL import Image
-
-        mask = np.asarray(Image.open(path).convert("L")) > 127
+        mask = decode(str(path), 1, None, None)[0] > 127
     else:
         raise ValueError(f"{path}: expected a mask as .npy or .png")
     if mask.shape not in (shape, shape[1:]):
         raise ValueError(f"{path}: expected a mask of shape {shape[1:]} or {shape}, got {mask.shape}")
+    if mask.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: expected a mask of numbers or truth values, got {mask.dtype}")
     return torch.from_numpy(mask != 0)

@@ -35,13 +35,6 @@ class Header(NamedTuple):
     grey: bool
 
 
-def require_pillow() -> None:
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise ImportError("folders of pictures need Pillow: pip install pygen[train]") from error
-
-
 def read_header(file: str) -> Header:
     """Raises ValueError, naming the file, for what is no picture with 8 bits of grey or colour."""
     with _opened(file) as image:

@@ -11,28 +11,31 @@ import numpy as np
 from ._files import check_split, existing, no_held_out, part, reading
 from .dataset import Arrays
 
-_NAMES = {"x": ("x", "images", "arr_0"), "y": ("y", "labels", "arr_1")}
+_NAMES = {"x": ("x", "images", "samples", "arr_0"), "y": ("y", "labels", "arr_1"), "levels": ("levels",)}
 _MAX_LABEL = 65_535
 
 
 def arrays(path: str | os.PathLike[str], *, split: str = "train", held_out: float | None = None) -> Arrays:
     """Images, or a table, perhaps with labels.
 
-    path: .npy: one array, mapped into memory. .npz: an array x (or images, or arr_0) and perhaps labels y (or labels,
-    or arr_1); or x_train and x_test, y_train and y_test, as Keras names them.
+    path: .npy: one array, mapped into memory. .npz: an array x (or images, samples, arr_0) and perhaps labels y (or
+    labels, or arr_1); or x_train and x_test, y_train and y_test, as Keras names them.
     held_out: the fraction for split="test" where there is no x_test; default 0.1.
 
     x is uint8 [N, C, H, W], [N, H, W, C] (C = 1 or 3; the former if both fit) or [N, H, W] for images of 256 levels, or
-    floats [N, D] for a table, which become float32. Labels are integers [N] from 0 on.
+    floats [N, D] for a table, which become float32. Labels are integers [N] from 0 on. Images in an .npz have as many
+    levels as its number `levels` says, if it is there: `pygen sample` writes it.
     """
     check_split(split)
     path = existing(path)
     own_split = False
     if path.suffix.lower() == ".npy":
-        found = {"x": _read_npy(path)}
+        found = {"x": read_npy(path)}
     else:
         found, own_split = _read_npz(path, split)
     x, levels = _samples(path, found["x"])
+    if "levels" in found:
+        levels = _levels(path, found.pop("levels"), x)
     labels = {name: _labels(path, y) for name, y in found.items() if name != "x"}
     y = labels.get("y")
     if y is not None and len(y) != len(x):
@@ -45,7 +48,7 @@ def arrays(path: str | os.PathLike[str], *, split: str = "train", held_out: floa
     return dataset
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def read_npy(path: Path) -> np.ndarray:
     with reading(path, "an array (.npy)"):
         x = np.lib.format.open_memmap(path, mode="r")
         if path.stat().st_size != x.offset + x.nbytes:
@@ -54,7 +57,7 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_npz(path: Path, split: str) -> tuple[dict[str, np.ndarray], bool]:
-    """x, y if there are labels and y_other, those of the other split, if it is there; whether the file has splits."""
+    """x and, if they are there, y, y_other (the labels of the other split) and levels; whether the file has splits."""
     with reading(path, "arrays (.npz)"):
         if not zipfile.is_zipfile(path):
             raise ValueError("a file that is none or truncated")
@@ -62,11 +65,11 @@ def _read_npz(path: Path, split: str) -> tuple[dict[str, np.ndarray], bool]:
             own_split = "x_train" in file
             if own_split:
                 other = "test" if split == "train" else "train"
-                names = {"x": f"x_{split}", "y": f"y_{split}", "y_other": f"y_{other}"}
+                names = {"x": f"x_{split}", "y": f"y_{split}", "y_other": f"y_{other}", "levels": "levels"}
             else:
                 names = {key: next((name for name in known if name in file), "") for key, known in _NAMES.items()}
             if names["x"] not in file:
-                raise ValueError(f"{', '.join(file) or 'nothing'}, and none of x, images, arr_0, x_{split}")
+                raise ValueError(f"{', '.join(file) or 'nothing'}, and none of {', '.join(_NAMES['x'])}, x_{split}")
             found = {key: file[name] for key, name in names.items() if name in file}
             if wrong := [names[key] for key, array in found.items() if not isinstance(array, np.ndarray)]:
                 raise ValueError(f"{wrong[0]} that is no array")
@@ -90,6 +93,17 @@ def _samples(path: Path, x: np.ndarray) -> tuple[np.ndarray, int | None]:
         f"{path}: expected images uint8 [N, C, H, W], [N, H, W, C] (C = 1 or 3) or [N, H, W], or a table of floats "
         f"[N, D], got {x.dtype} {list(x.shape)}"
     )
+
+
+def _levels(path: Path, levels: np.ndarray, x: np.ndarray) -> int:
+    if levels.dtype.kind not in "iu" or levels.ndim != 0 or not 2 <= levels <= 256:
+        found = levels if levels.ndim == 0 else f"{levels.dtype} {list(levels.shape)}"
+        raise ValueError(f"{path}: expected levels as an integer in 2 .. 256, got {found}")
+    if x.dtype != np.uint8:
+        raise ValueError(f"{path}: expected no levels beside a table of floats, got {levels}")
+    if x.max() >= levels:
+        raise ValueError(f"{path}: expected images of values below levels, {levels}, got {x.max()}")
+    return int(levels)
 
 
 def _labels(path: Path, y: np.ndarray) -> np.ndarray:

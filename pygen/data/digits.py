@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._extras import need
 from ._files import check_split
 from .dataset import Arrays
 
@@ -28,10 +29,9 @@ def digits() -> tuple[Split, Split]:
     Images uint8 [N, 1, 8, 8], labels int64 [N]. The split is random and fixed. Source: Alpaydin and
     Kaynak, "Optical recognition of handwritten digits" (UCI 1998), its test part.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("the handwritten digits come with scikit-learn: pip install pygen[demo]") from error
+    need("the handwritten digits", "demo", "sklearn")
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     order = np.random.RandomState(0).permutation(len(data.target))  # RandomState's stream is frozen across versions
     images = torch.from_numpy(data.images[order]).to(torch.uint8).unsqueeze(1)

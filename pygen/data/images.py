@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._extras import need
 from ..nn._arguments import check_integer
 from ._files import (
     check_files,
@@ -22,7 +23,7 @@ from ._files import (
     part,
     split_folders,
 )
-from ._pictures import SUFFIXES, Size, decode, read_header, require_pillow
+from ._pictures import SUFFIXES, Size, decode, read_header
 from .dataset import Dataset
 
 _HINT = "labels=False takes all pictures, without labels"
@@ -60,7 +61,7 @@ def images(
     workers = default_workers() if workers is None else workers
     check_integer("workers", workers, 1)
     crop, size = _size("crop", crop), _size("size", size)
-    require_pillow()
+    need("folders of pictures", "train", "PIL")
 
     train, test = split_folders(path)
     files, names = _pictures(train, labels)

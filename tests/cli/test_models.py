@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pygen import cli, models
+from pygen.data import load
 from pygen.models import RealNVP
 
 from ..models.test_layers import perturbed
@@ -82,6 +83,8 @@ def test_train_then_sample_then_look(tmp_path: Path, images: Path) -> None:
         assert part in text
     models.load(run).save(tmp_path / "copy")  # which knows of no training
     assert "trained" not in invoke("info", tmp_path / "copy").output
+    models.load(run).save(tmp_path / "own", training={"epochs": 3})
+    assert "epochs=3" in invoke("info", tmp_path / "own").output
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +112,16 @@ def test_samples_are_those_of_the_model(tmp_path: Path, saved: Path) -> None:
     RealNVP((1, 4, 4), 256, hidden=4, blocks=1).save(tmp_path / "plain")
     assert invoke("sample", tmp_path / "plain", "-n", "3", "--out", tmp_path / "c.npz").exit_code == 0
     with np.load(tmp_path / "c.npz") as arrays:
-        assert list(arrays) == ["samples"]
+        assert (list(arrays), arrays["levels"]) == (["samples", "levels"], 256)
+
+
+def test_samples_are_data(tmp_path: Path) -> None:
+    RealNVP((1, 4, 4), 17, num_classes=3, hidden=4, blocks=1).save(tmp_path / "model")
+    assert invoke("sample", tmp_path / "model", "-n", "9", "--out", tmp_path / "a.npz").exit_code == 0
+    data = load(tmp_path / "a.npz", held_out=0)
+    assert (len(data), data.shape, data.levels, data.classes) == (9, (1, 4, 4), 17, ("0", "1", "2"))
+    command = ("interpolate", tmp_path / "model", "--data", tmp_path / "a.npz", "--out", tmp_path / "b.npz")
+    assert invoke(*command).exit_code == 0
 
 
 def test_pictures_show_the_samples(tmp_path: Path) -> None:
@@ -214,6 +226,11 @@ def test_wrong_arguments_of_sample(tmp_path: Path, saved: Path, images: Path) ->
     assert refused("sample", tmp_path / "none", *out).endswith("(a folder with config.json), got nothing there")
     assert refused("sample", images, *out).endswith("(a folder with config.json), got a file")
     assert refused("sample", saved, "--class", "3", *out) == "expected labels in [0, 3), got 3"
+    assert refused("sample", saved, "--class", 10**20, *out) == f"expected labels in [0, 3), got {10**20}"
+    assert invoke("sample", saved, "-n", 10**15, *out).exit_code == 2
+    for device in ("xla", "mps:7", "meta"):
+        said = refused("sample", saved, "--device", device, *out)
+        assert said == f"expected a device that torch can compute on, got {device}"
     assert refused("sample", saved, "--temperature", "-1", *out) == "expected a finite temperature >= 0, got -1.0"
     assert refused("sample", saved, "--seed", "-1", *out) == "expected a seed in [0, 2^64), got -1"
     assert refused("sample", saved, "--out", tmp_path / "s.jpg").endswith("expected a name that ends in .png or .npz")
@@ -227,12 +244,26 @@ def test_wrong_arguments_of_sample(tmp_path: Path, saved: Path, images: Path) ->
     assert refused(*complete) == f"{mask}: No such file or directory"
     np.save(mask, np.ones((3, 3)))
     assert refused(*complete) == f"{mask}: expected a mask of shape (4, 4) or (1, 4, 4), got (3, 3)"
+    np.save(mask, np.array([["a"]]))
+    assert refused(*complete).startswith(f"{mask}: expected a mask ")
+    np.save(mask, np.array([[None]]))
+    assert refused(*complete).startswith(f"{mask}: expected an array (.npy), got ")
+    for wrong in (b"", images.read_bytes()):
+        mask.write_bytes(wrong)
+        assert refused(*complete).startswith(f"{mask}: expected an array (.npy), got ")
+    picture = tmp_path / "mask.png"
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 40)).astype(np.uint8)).save(picture)
+    picture.write_bytes(picture.read_bytes()[:-300])
+    known = ("--complete", images, "--known", picture)
+    assert refused("sample", saved, *known, *out).startswith(f"{picture}: expected a picture, got ")
+    loaded = refused("sample", saved, *known, "--load", "spec=x", *out)
+    assert loaded == "expected options of the data's own in --load, got spec"
     np.save(mask, np.ones((4, 4)))
     assert refused(*complete) == "RealNVP cannot complete samples that are known in part"
     other = tmp_path / "other.npy"
     np.save(other, np.zeros((9, 1, 2, 2), np.uint8))
-    wrong = refused("sample", saved, "--complete", other, "--known", mask, *out)
-    assert wrong.startswith(f"{other}: expected samples as the model's, [1, 4, 4], levels 256; got ")
+    unlike = refused("sample", saved, "--complete", other, "--known", mask, *out)
+    assert unlike.startswith(f"{other}: expected samples as the model's, [1, 4, 4], levels 256; got ")
     models.RealNVPFlat(3, hidden=4).save(tmp_path / "flat")
     undrawn = refused("sample", tmp_path / "flat", *out)
     assert undrawn.endswith("samples of shape 3 cannot be drawn: expected a name that ends in .npz")
@@ -249,6 +280,11 @@ def test_wrong_arguments_of_interpolate(
     np.save(tmp_path / "x.npy", np.zeros((20, 1, 4, 4), np.uint8))
     unlabelled = refused("interpolate", saved, "--data", tmp_path / "x.npy", *out)
     assert unlabelled.startswith("expected data with labels, which the model needs, got Arrays(20 x ")
+    loaded = refused("interpolate", saved, "--data", images, "--load", "spec=x", *out)
+    assert loaded == "expected options of the data's own in --load, got spec"
+    np.savez(tmp_path / "two.npz", x=np.zeros((2, 1, 4, 4), np.uint8), y=[1, 2])
+    apart = refused("interpolate", saved, "--data", tmp_path / "two.npz", *out)
+    assert apart == "expected two samples of one label among the first 2, got none: choose with --pair I J"
     monkeypatch.setitem(models.MODELS, "completer", Completer)
     Completer.levels = 256
     Completer().save(tmp_path / "other")
@@ -263,6 +299,7 @@ def test_wrong_arguments_of_interpolate(
         ("matplotlib", ("train", "realnvp", "--data", "moons", "--out", "run"), "pygen train needs matplotlib"),
         ("safetensors", ("sample", "model", "--out", "s.png"), "checkpoints need safetensors"),
         ("matplotlib", ("sample", "model", "--out", "s.png"), "a picture needs matplotlib"),
+        ("PIL", ("sample", "model", "--out", "s.png"), "a picture needs PIL"),
         ("safetensors", ("info", "model"), "checkpoints need safetensors"),
     ],
 )

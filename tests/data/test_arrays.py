@@ -58,7 +58,7 @@ def test_tables(tmp_path: Path, dtype: str) -> None:
         assert torch.equal(data.batch(range(7))[0], torch.from_numpy(table.astype(np.float32)))
 
 
-@pytest.mark.parametrize("names", [("x", "y"), ("images", "labels"), ("arr_0", "arr_1")])
+@pytest.mark.parametrize("names", [("x", "y"), ("images", "labels"), ("samples", "labels"), ("arr_0", "arr_1")])
 def test_labels(tmp_path: Path, names: tuple[str, str]) -> None:
     path = npz(tmp_path, **dict(zip(names, (IMAGES, np.array([0, 3, 1, 0, 0, 2], np.int16)), strict=True)))
     data = load(path, held_out=0)
@@ -77,8 +77,35 @@ def test_splits_as_keras_names_them(tmp_path: Path) -> None:
     assert test[0][1] == 9
     with pytest.raises(ValueError, match="expected no held_out, for it has a test split of its own"):
         load(path, held_out=0.5)
-    with pytest.raises(ValueError, match=r"got x_train, and none of x, images, arr_0, x_test"):
+    with pytest.raises(ValueError, match=r"got x_train, and none of x, images, samples, arr_0, x_test"):
         load(npz(tmp_path, x_train=IMAGES), split="test")
+
+
+def test_levels(tmp_path: Path) -> None:
+    x = IMAGES % 17
+    data = load(npz(tmp_path, samples=x, levels=17), held_out=0)
+    assert data.levels == 17
+    assert torch.equal(data.batch(range(6))[0], torch.from_numpy(x))
+    data = load(tmp_path / "x.npz", held_out=0, levels=4)
+    assert data.levels == 4
+    assert torch.equal(data.batch(range(6))[0], torch.from_numpy(x.astype(int) * 4 // 17).byte())
+    assert load(npz(tmp_path, x_train=x, x_test=x, levels=17), split="test").levels == 17
+
+
+@pytest.mark.parametrize(
+    ("x", "levels", "message"),
+    [
+        (IMAGES, 17, "expected images of values below levels, 17, got "),
+        (IMAGES, 257, "expected levels as an integer in 2 .. 256, got 257"),
+        (IMAGES, 17.0, "expected levels as an integer in 2 .. 256, got 17.0"),
+        (IMAGES, [17, 17], "expected levels as an integer in 2 .. 256, got int64 [2]"),
+        (np.zeros((4, 2)), 17, "expected no levels beside a table of floats, got 17"),
+    ],
+)
+def test_wrong_levels(tmp_path: Path, x: np.ndarray, levels: object, message: str) -> None:
+    path = npz(tmp_path, x=x, levels=levels)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+        load(path)
 
 
 def test_npy_is_mapped_not_read(tmp_path: Path) -> None:
@@ -151,7 +178,7 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"renamed.npz: expected arrays \(.npz\), got a file that is none"):
         load(tmp_path / "renamed.npz")
     path = npz(tmp_path, z=IMAGES)
-    with pytest.raises(ValueError, match=r"got z, and none of x, images, arr_0"):
+    with pytest.raises(ValueError, match=r"got z, and none of x, images, samples, arr_0"):
         load(path)
     path.rename(tmp_path / "renamed.npy")
     with pytest.raises(ValueError, match=r"renamed.npy: expected an array \(.npy\), got the magic string"):

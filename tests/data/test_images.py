@@ -312,7 +312,7 @@ def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     flat(tmp_path, pixels(4, 4))
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=re.escape("folders of pictures need Pillow: pip install pygen[train]")):
+    with pytest.raises(ImportError, match=re.escape("folders of pictures need PIL: pip install 'pygen[train]'")):
         load(tmp_path)
 
 
