@@ -53,7 +53,7 @@ inline Row row_at(const CouplingArgs& a, int64_t r, int64_t piece) {
       w.n = k < 0 ? 0 : a.row;
       w.s = (a.s_start + k * a.params_step) * a.row;
       w.t = (a.t_start + k * a.params_step) * a.row;
-      w.s_at = w.t_at = Spread();
+      w.s_at = w.t_at = Spread(1);
       w.gain = k;
       w.gain_step = 0;
       break;

@@ -284,7 +284,8 @@ constexpr int64_t kCall = 8;  // below, a loop is faster than a call of memcpy
 // shares: second() if the later one; lone() if the last is a pair's first and has no neighbour.
 class Spread {
  public:
-  PYGEN_INLINE Spread(int64_t step = 1, bool second = false, bool lone = false) : code_(step * 4 + lone * 2 + second) {}
+  Spread() = default;  // not set: whoever has many of them need not pay for that
+  PYGEN_INLINE Spread(int64_t step, bool second = false, bool lone = false) : code_(step * 4 + lone * 2 + second) {}
 
   PYGEN_INLINE int64_t step() const { return code_ >> 2; }
   PYGEN_INLINE bool second() const { return code_ & 1; }
