@@ -60,6 +60,8 @@ def interpolate(
     from . import outputs
 
     with failing(*INPUT):
+        if loading and spec is None:
+            raise ValueError("expected --load together with --data, whose option it is")
         model = models.load(checkpoint, device=ranks.local_device(device))
         outputs.check(out, model)
         if not isinstance(model, models.Flow):

@@ -81,6 +81,8 @@ def sample(
             model.condition.check(count, y, None)
             if (images is None) != (known is None):
                 raise ValueError("expected --complete and --known together: images, and what is known of them")
+            if loading and images is None:
+                raise ValueError("expected --load together with --complete, whose option it is")
             given = None if images is None or known is None else _to_complete(model, images, loading, known)
 
         def draw(first: int, number: int) -> Tensor:

@@ -258,6 +258,8 @@ def test_wrong_arguments_of_sample(tmp_path: Path, saved: Path, images: Path) ->
     assert refused("sample", saved, *known, *out).startswith(f"{picture}: expected a picture, got ")
     loaded = refused("sample", saved, *known, "--load", "spec=x", *out)
     assert loaded == "expected options of the data's own in --load, got spec"
+    for command in ("sample", "interpolate"):
+        assert refused(command, saved, "--load", "levels=4", *out).startswith("expected --load together with --")
     np.save(mask, np.ones((4, 4)))
     assert refused(*complete) == "RealNVP cannot complete samples that are known in part"
     other = tmp_path / "other.npy"
