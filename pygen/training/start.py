@@ -78,9 +78,7 @@ def start(
         folder.release()
         raise FileExistsError(f"{path}: another pygen train was at work there; try again")
     title = f"{type(model).__name__}, {request.data}"
-    run = Run(
-        trainer, folder, held_out, console or Console(), title=title, every=facts["every"], facts=facts
-    )  # fmt: skip
+    run = Run(trainer, folder, held_out, console or Console(), title=title, every=facts["every"], facts=facts)
     run.resume() if resumed else run.begin()
     return run
 
