@@ -163,9 +163,10 @@ def polar(b: Tensor) -> tuple[Tensor, Tensor]:
     with a margin that no rounding crosses; the number of steps depends on the dtype alone.
 
     The norm is differentiable once, with polar as its gradient (a subgradient where b is singular); twice raises
-    NotImplementedError. polar itself never requires grad. The backward keeps polar and b. torch.autocast changes nothing. Bytes moved: b in and polar
-    out; n^2 (2 m + 84 n) operations or so in float32, n^2 (2 m + 168 n) in float64, n being the shorter side. Backends:
-    C++ (AVX-512, AVX2, baseline) on the CPU, Triton on CUDA, else the reference, by singular values.
+    NotImplementedError. polar itself never requires grad. The backward keeps polar and b. torch.autocast changes
+    nothing. Bytes moved: b in and polar out; about n^2 (2 m + 84 n) operations in float32, n^2 (2 m + 168 n) in
+    float64, n being the shorter side. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, Triton on CUDA, else the
+    reference, by singular values.
 
     Raises ValueError for shapes, TypeError for dtypes.
     """

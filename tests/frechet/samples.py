@@ -31,7 +31,6 @@ def covariance(seed: str, *shape: int, power: float = 1.0) -> Tensor:
 
 
 def pair(name: str, *shape: int, scale: float = 1.0) -> Sample:
-    d = (*shape, shape[-1])
     return Sample(name, {"sigma1": scale * covariance(f"{name} 1", *shape), "sigma2": covariance(f"{name} 2", *shape)})
 
 
