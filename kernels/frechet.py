@@ -11,7 +11,7 @@ import triton.language as tl
 from . import _math as pm
 from . import _polar
 
-LARGEST = 128  # sides of a matrix that one program takes
+LARGEST = {torch.float32: 128, torch.float64: 64}  # the longer side of a matrix whose products registers can hold
 DEPTH = 16  # of the slices that are multiplied at once: what a thread holds of them fits its registers
 
 
@@ -40,17 +40,17 @@ def _polar_small(
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     inside = (i < rows) & (j < columns)
     at = i * SIZE + j
-    given = tl.load(b + problem * b_batch + i * b_row + j * b_column, inside, 0.0)
+    b += problem * b_batch + i * b_row + j * b_column
     x, gram = scratch + problem * 2 * SIZE * SIZE, scratch + (problem * 2 + 1) * SIZE * SIZE
 
     # Barriers: other threads of the program read what this one has written, and have read what it writes anew.
-    tl.store(x + at, given)
+    tl.store(x + at, tl.load(b, inside, 0.0))
     tl.debug_barrier()
     square = _product(x, x, True, SIZE, DEPTH)
     bound = pm.sqrt(pm.sqrt(tl.sum(tl.sum(square * square, 1), 0)))  # NaN if any of it is
     bound = tl.where(bound == 0.0, 1.0, bound)
     tl.debug_barrier()
-    tl.store(x + at, pm.div(given, bound + tl.zeros((SIZE, SIZE), ACC)))
+    tl.store(x + at, pm.div(tl.load(b, inside, 0.0), bound + tl.zeros((SIZE, SIZE), ACC)))
 
     low = tl.full((), smallest, ACC)
     for _ in range(steps):
@@ -68,7 +68,7 @@ def _polar_small(
     tl.debug_barrier()
     image = tl.load(x + at)
     tl.store(factor + problem * rows * columns + i * columns + j, image, inside)
-    total = tl.sum(tl.sum(image.to(tl.float64) * given.to(tl.float64), 1), 0)
+    total = tl.sum(tl.sum(image.to(tl.float64) * tl.load(b, inside, 0.0).to(tl.float64), 1), 0)
     tl.store(norm + problem, total.to(ACC))
 
 
@@ -79,14 +79,14 @@ def launch_polar(b):
     rows, columns = b.shape[-2:]
     one, power = _polar.unit(b)
     one, factors, norms = one.reshape(-1, rows, columns), factor.view(-1, rows, columns), norm.view(-1)
-    if max(rows, columns) <= LARGEST:
+    if max(rows, columns) <= LARGEST[b.dtype]:
         size = max(16, triton.next_power_of_2(max(rows, columns)))
         smallest, tolerance = _polar.accuracy(b.dtype)
         with torch.cuda.device_of(b):
             _polar_small[(len(one),)](
                 one, factors, norms, one.new_empty(len(one), 2, size, size), rows, columns, *one.stride(),
                 len(_polar.schedule(smallest, tolerance)), smallest, MARGIN=_polar.MARGIN, NEAR=_polar.NEAR,
-                SIZE=size, DEPTH=DEPTH, num_warps=max(1, size * size // 1024),
+                SIZE=size, DEPTH=DEPTH, num_warps=size // 16, num_stages=2,
             )  # fmt: skip
     else:
         # One problem after the other: in batches of other sizes the library's products would round otherwise.

@@ -59,4 +59,5 @@ def launch_accumulate_moments(x, shift, total, scatter):
         _accumulate[(tiles, tiles)](
             x, shift.contiguous(), total, scatter, n, d, *x.stride(),
             ACC=tl.float64 if x.dtype == torch.float64 else tl.float32, ROWS=ROWS, DEPTH=DEPTH, TILE=tile,
+            num_warps=tile // 8,
         )  # fmt: skip
