@@ -34,7 +34,7 @@ def schedule(smallest, tolerance):
 def accuracy(dtype):
     """Of the polar factor in a dtype: the smallest singular value, of the norm, that converges; and how far."""
     eps = torch.finfo(dtype).eps
-    return eps, 4 * eps
+    return eps, eps
 
 
 def unit(b):

@@ -31,10 +31,10 @@ def _product(a, b, TRANSPOSED: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.const
 @triton.jit
 def _polar_small(
     b, factor, norm, scratch,
-    rows, columns, b_batch, b_row, b_column, steps, smallest: tl.float64,
+    rows, columns, b_batch, b_row, b_column, factor_row, factor_column, steps, smallest: tl.float64,
     MARGIN: tl.constexpr, NEAR: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Of b[problem], of `_polar.unit` size and padded with zeros, which stay zeros, to SIZE x SIZE."""
+    """Of b[problem], rows >= columns, of `_polar.unit` size, padded with zeros, which stay zeros, to SIZE x SIZE."""
     ACC: tl.constexpr = b.dtype.element_ty
     problem = tl.program_id(0).to(tl.int64)
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
@@ -67,7 +67,7 @@ def _polar_small(
 
     tl.debug_barrier()
     image = tl.load(x + at)
-    tl.store(factor + problem * rows * columns + i * columns + j, image, inside)
+    tl.store(factor + problem * rows * columns + i * factor_row + j * factor_column, image, inside)
     total = tl.sum(tl.sum(image.to(tl.float64) * tl.load(b, inside, 0.0).to(tl.float64), 1), 0)
     tl.store(norm + problem, total.to(ACC))
 
@@ -76,23 +76,24 @@ def launch_polar(b):
     factor, norm = b.new_empty(b.shape), b.new_empty(b.shape[:-2])
     if b.numel() == 0:
         return factor, norm.zero_()
-    rows, columns = b.shape[-2:]
     one, power = _polar.unit(b)
-    one, factors, norms = one.reshape(-1, rows, columns), factor.view(-1, rows, columns), norm.view(-1)
-    if max(rows, columns) <= LARGEST[b.dtype]:
-        size = max(16, triton.next_power_of_2(max(rows, columns)))
+    m, n = b.shape[-2:]
+    one, factors, norms = one.reshape(-1, m, n), factor.view(-1, m, n), norm.view(-1)
+    if m < n:  # of the wide one, x'x would be singular, and rounding grow in its null directions
+        one, factors, m, n = one.mT, factors.mT, n, m
+    if m <= LARGEST[b.dtype]:
+        size = max(16, triton.next_power_of_2(m))
         smallest, tolerance = _polar.accuracy(b.dtype)
         with torch.cuda.device_of(b):
             _polar_small[(len(one),)](
-                one, factors, norms, one.new_empty(len(one), 2, size, size), rows, columns, *one.stride(),
-                len(_polar.schedule(smallest, tolerance)), smallest, MARGIN=_polar.MARGIN, NEAR=_polar.NEAR,
-                SIZE=size, DEPTH=DEPTH, num_warps=size // 16, num_stages=2,
+                one, factors, norms, one.new_empty(len(one), 2, size, size), m, n, *one.stride(),
+                *factors.stride()[1:], len(_polar.schedule(smallest, tolerance)), smallest, MARGIN=_polar.MARGIN,
+                NEAR=_polar.NEAR, SIZE=size, DEPTH=DEPTH, num_warps=size // 16, num_stages=2,
             )  # fmt: skip
     else:
         # One problem after the other: in batches of other sizes the library's products would round otherwise.
         for k, matrix in enumerate(one):
-            tall, norms[k] = _polar.polar(matrix if rows >= columns else matrix.mT)
-            factors[k] = tall if rows >= columns else tall.mT
+            factors[k], norms[k] = _polar.polar(matrix)
     return factor, norm.mul_(power)
 
 
