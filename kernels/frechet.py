@@ -31,7 +31,7 @@ def _product(a, b, TRANSPOSED: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.const
 @triton.jit
 def _polar_small(
     b, factor, norm, scratch,
-    rows, columns, b_batch, b_row, b_column, factor_row, factor_column, steps, smallest: tl.float64,
+    rows, columns, row, column, steps, smallest: tl.float64,  # row, column: strides of b and factor
     MARGIN: tl.constexpr, NEAR: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Of b[problem], rows >= columns, of `_polar.unit` size, padded with zeros, which stay zeros, to SIZE x SIZE."""
@@ -40,7 +40,7 @@ def _polar_small(
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     inside = (i < rows) & (j < columns)
     at = i * SIZE + j
-    b += problem * b_batch + i * b_row + j * b_column
+    b += problem * rows * columns + i * row + j * column
     x, gram = scratch + problem * 2 * SIZE * SIZE, scratch + (problem * 2 + 1) * SIZE * SIZE
 
     # Barriers: other threads of the program read what this one has written, and have read what it writes anew.
@@ -67,7 +67,7 @@ def _polar_small(
 
     tl.debug_barrier()
     image = tl.load(x + at)
-    tl.store(factor + problem * rows * columns + i * factor_row + j * factor_column, image, inside)
+    tl.store(factor + problem * rows * columns + i * row + j * column, image, inside)
     total = tl.sum(tl.sum(image.to(tl.float64) * tl.load(b, inside, 0.0).to(tl.float64), 1), 0)
     tl.store(norm + problem, total.to(ACC))
 
@@ -78,7 +78,7 @@ def launch_polar(b):
         return factor, norm.zero_()
     one, power = _polar.unit(b)
     m, n = b.shape[-2:]
-    one, factors, norms = one.reshape(-1, m, n), factor.view(-1, m, n), norm.view(-1)
+    one, factors, norms = one.reshape(-1, m, n).contiguous(), factor.view(-1, m, n), norm.view(-1)
     if m < n:  # of the wide one, x'x would be singular, and rounding grow in its null directions
         one, factors, m, n = one.mT, factors.mT, n, m
     if m <= LARGEST[b.dtype]:
@@ -86,9 +86,9 @@ def launch_polar(b):
         smallest, tolerance = _polar.accuracy(b.dtype)
         with torch.cuda.device_of(b):
             _polar_small[(len(one),)](
-                one, factors, norms, one.new_empty(len(one), 2, size, size), m, n, *one.stride(),
-                *factors.stride()[1:], len(_polar.schedule(smallest, tolerance)), smallest, MARGIN=_polar.MARGIN,
-                NEAR=_polar.NEAR, SIZE=size, DEPTH=DEPTH, num_warps=size // 16, num_stages=2,
+                one, factors, norms, one.new_empty(len(one), 2, size, size), m, n, *one.stride()[1:],
+                len(_polar.schedule(smallest, tolerance)), smallest, MARGIN=_polar.MARGIN, NEAR=_polar.NEAR,
+                SIZE=size, DEPTH=DEPTH, num_warps=size // 16, num_stages=2,
             )  # fmt: skip
     else:
         # One problem after the other: in batches of other sizes the library's products would round otherwise.

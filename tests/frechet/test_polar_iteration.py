@@ -1,5 +1,5 @@
-"""The scaled polar iteration in torch's matrix products (kernels/_polar.py), which CUDA runs for all but small matrices:
-the same functions on the CPU. That of the Triton kernel is under tests/gpu."""
+"""The scaled polar iteration in products of torch (kernels/_polar.py), which CUDA runs for all but small matrices: the
+same functions on the CPU. That of the Triton kernel is under tests/gpu."""
 
 from __future__ import annotations
 
@@ -12,31 +12,15 @@ from torch import Tensor
 from pygen import reference
 from pygen.kernels import _polar
 from tests.frechet.samples import covariance, orthogonal
+from tests.frechet.spectra import SPECTRA, with_values
 
 EPS = torch.finfo(torch.float64).eps
-
-
-def with_values(name: str, values: Tensor) -> Tensor:
-    """A square matrix with these singular values."""
-    n = len(values)
-    return (orthogonal(f"{name} u", n, n) * values.double()) @ orthogonal(f"{name} v", n, n)
 
 
 def polar(b: Tensor) -> tuple[Tensor, Tensor]:
     one, power = _polar.unit(b)
     factor, norm = _polar.polar(one)
     return factor, norm * power
-
-
-SPECTRA = {
-    "orthogonal": torch.ones(40),
-    "equal at the top": torch.cat([torch.ones(7), torch.logspace(-1, -6, 33)]),
-    "down to 1e-7": torch.logspace(0, -7, 40, dtype=torch.float64),
-    "down to 1e-15": torch.logspace(0, -15, 40, dtype=torch.float64),
-    "rank 20": torch.cat([torch.logspace(0, -3, 20), torch.zeros(20)]),
-    "rank 1": torch.cat([torch.ones(1), torch.zeros(39)]),
-    "one above many": torch.cat([torch.ones(1), torch.full((39,), 1e-6)]),
-}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
