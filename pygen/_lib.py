@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -97,6 +98,18 @@ def once_differentiable(name: str) -> Kernel:
         raise NotImplementedError(f"pygen::{name} has no derivative: the op it belongs to is differentiable once")
 
     return backward
+
+
+def not_differentiable(op: str, instead: str, *tensors: torch.Tensor) -> None:
+    """Raises where a gradient would be recorded and lost: the op has none, and never detaches in silence."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise NotImplementedError(f"{op} is not differentiable, and an input requires grad: {instead}")
+
+
+def without_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Matrix products in the dtype of their factors, also where x's device is under torch.autocast."""
+    available = torch.amp.is_autocast_available(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if available else contextlib.nullcontext()
 
 
 def layout(x: torch.Tensor) -> torch.memory_format:

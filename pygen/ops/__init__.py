@@ -1,6 +1,8 @@
 """Public ops. Each is one torch op (`torch.ops.pygen.*`) behind a documented function."""
 
 from .coupling import affine_coupling
+from .frechet import polar, trace_sqrt_product
+from .moments import accumulate_moments
 from .random import dequantize
 
-__all__ = ["affine_coupling", "dequantize"]
+__all__ = ["accumulate_moments", "affine_coupling", "dequantize", "polar", "trace_sqrt_product"]

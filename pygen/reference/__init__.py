@@ -1,5 +1,7 @@
 """Every op in plain PyTorch: readable, float64-capable, differentiable; the truth that kernels are judged by."""
 
 from .coupling import affine_coupling
+from .frechet import polar, trace_sqrt_product
+from .moments import accumulate_moments
 
-__all__ = ["affine_coupling"]
+__all__ = ["accumulate_moments", "affine_coupling", "polar", "trace_sqrt_product"]

@@ -442,9 +442,17 @@ def modes(spec: OpSpec, sample: Sample, device: str = "cpu") -> None:
         assert not any(t.requires_grad for t in outputs.values()), f"{what}: an output requires grad"
 
 
-def autocast(spec: OpSpec, sample: Sample, device: str = "cpu") -> None:
-    """Autocast changes nothing: not a bit, no dtype."""
+def autocast(spec: OpSpec, sample: Sample, device: str = "cpu", gradients: bool = True) -> None:
+    """Autocast changes nothing: not a bit, no dtype.
+
+    gradients: False for the reference, whose matrix products torch's own derivative formulas leave to autocast.
+    """
     call = build(spec, sample, F32, device=device)
+    if not gradients:
+        expected = run(spec, spec.function, call)
+        with torch.autocast(device, torch.bfloat16):
+            assert_same_bits(run(spec, spec.function, call), expected, "under autocast")
+        return
     expected, expected_grads = evaluate(spec, spec.function, call, "contiguous")
     with torch.autocast(device, torch.bfloat16):
         outputs, grads = evaluate(spec, spec.function, call, "contiguous")

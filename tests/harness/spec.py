@@ -53,7 +53,7 @@ class ErrorInput:
 
 
 class Dtypes(NamedTuple):
-    """Storage of the data and of the parameters. What accumulates is float32 or wider."""
+    """Storage of the data and of the parameters. What accumulates is float32 or wider, or always float64."""
 
     data: torch.dtype
     parameters: torch.dtype
@@ -61,6 +61,10 @@ class Dtypes(NamedTuple):
     @property
     def accumulate(self) -> torch.dtype:
         return torch.promote_types(self.data, torch.float32)
+
+    @property
+    def double(self) -> torch.dtype:
+        return torch.float64
 
     def __str__(self) -> str:
         return "-".join(dict.fromkeys(str(d).removeprefix("torch.") for d in self))
@@ -83,7 +87,8 @@ class OpSpec:
         (a backward), a wrapper with keywords; `public` is False then.
     reference: the truth in plain PyTorch, same keywords and outputs, float64-capable, differentiable.
     outputs: their names.
-    roles: for each floating-point input, the dtype it takes: "data", "parameters" or "accumulate" (see `Dtypes`).
+    roles: for each floating-point input, the dtype it takes: "data", "parameters", "accumulate" or "double" (see
+        `Dtypes`).
     batched: the inputs and outputs whose first dimension counts independent samples.
     order: how often it is differentiable; once more raises NotImplementedError.
     dtypes: what it admits. The first is the one for checks that need only one.
