@@ -111,17 +111,18 @@ class Inception(nn.Module):
         if x.dim() != 4 or x.shape[1] != 3 or not (x.dtype == torch.uint8 or x.is_floating_point()):
             raise ValueError(f"expected images [N, 3, H, W], uint8 or floats in [0, 1], got {list(x.shape)} {x.dtype}")
         resize, brightest = RESIZES[self.resize]
+        dtype = self.fc.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
         if x.dtype == torch.uint8:
-            x = x.to(self.fc.weight.dtype)
-            x = x / 255 if brightest == 1 else x
+            x = x.to(wide) / 255 if brightest == 1 else x.to(wide)
         else:
             if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
                 low, high = x.detach().aminmax()
                 if low < -_SLACK or high > 1 + _SLACK:
                     raise ValueError(f"expected images of floats in [0, 1], got {low:.4g} .. {high:.4g}")
-            x = x.to(self.fc.weight.dtype) * brightest
+            x = x.to(wide) * brightest
         x = resize(x, _SIZE)
-        return 2 * x - 1 if brightest == 1 else (x - 128) / 128
+        return (2 * x - 1 if brightest == 1 else (x - 128) / 128).to(dtype)
 
     # --- weights ------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def torch_fidelity_network(*taps: str) -> nn.Module:
 @cache
 def torchmetrics_network(antialias: bool) -> nn.Module:
     """The network of torchmetrics' FrechetInceptionDistance, all of whose taps but one are torch-fidelity's."""
-    pytest.importorskip("torchmetrics")
+    pytest.importorskip("torchmetrics.image.fid")  # before the patches: it stays as it is for others
     with _importable("torch_fidelity"), mock.patch("torchmetrics.utilities.imports._TORCH_FIDELITY_AVAILABLE", True):
         fid = _file("torchmetrics.image.fid", Path(importlib.util.find_spec("torchmetrics.image.fid").origin))
         inception = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
@@ -59,20 +60,27 @@ def torchmetrics_network(antialias: bool) -> nn.Module:
 @cache
 def pytorch_fid_network(**options: bool) -> nn.Module:
     """pytorch-fid's network, all of its outputs. Where it has torchvision's unchanged blocks, torch-fidelity's."""
+    return _made(pytorch_fid().inception, lambda: pytorch_fid().inception.InceptionV3([0, 1, 2, 3], **options).eval())
+
+
+@cache
+def pytorch_fid() -> ModuleType:
+    """pytorch-fid: its modules fid_score and inception."""
     with _importable("torch_fidelity", "pytorch_fid"):
         blocks = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
 
         def inception_v3(**_: Any) -> nn.Module:
             return _made(blocks, lambda: blocks.FeatureExtractorInceptionV3("inception", ["2048"]))
 
-        vision, models = ModuleType("torchvision"), ModuleType("torchvision.models")
-        vision.__version__, vision.models, models.inception_v3 = "0.25", models, inception_v3
-        models.inception = ModuleType("torchvision.models.inception")
+        vision, models, transforms = (ModuleType(f"torchvision{of}") for of in ("", ".models", ".transforms"))
+        vision.__version__, vision.models, vision.transforms = "0.25", models, transforms
+        transforms.ToTensor = lambda: lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+        models.inception_v3, models.inception = inception_v3, ModuleType("torchvision.models.inception")
         for theirs, name in (("InceptionA",) * 2, ("InceptionC",) * 2, ("InceptionE_1", "InceptionE")):
             setattr(models.inception, name, getattr(blocks, theirs))
-        with mock.patch.dict(sys.modules, {"torchvision": vision, "torchvision.models": models}):
-            inception = importlib.import_module("pytorch_fid.inception")
-            return _made(inception, lambda: inception.InceptionV3([0, 1, 2, 3], **options).eval())
+        sys.modules.update({module.__name__: module for module in (vision, models, transforms)})
+        importlib.import_module("pytorch_fid.fid_score")
+        return sys.modules["pytorch_fid"]
 
 
 @cache
@@ -105,10 +113,21 @@ def _file(name: str, path: Path) -> ModuleType:
 @contextmanager
 def _importable(*packages: str) -> Iterator[None]:
     """Meanwhile, modules of the packages in `FOLDER` can be imported, without what the packages themselves import."""
-    with mock.patch.dict(sys.modules):
+
+    def theirs() -> dict[str, ModuleType]:
+        return {name: sys.modules[name] for name in sys.modules if name.partition(".")[0] in (*packages, "torchvision")}
+
+    before = theirs()
+    for name in before:
+        del sys.modules[name]
+    try:
         for name in packages:
             if not (FOLDER / name).is_dir():
                 pytest.skip(f"{name} is not in {FOLDER}, where `make test` installs it")
             sys.modules[name] = ModuleType(name)
             sys.modules[name].__path__ = [str(FOLDER / name)]
         yield
+    finally:
+        for name in theirs():
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from pygen import ranks
 from pygen.data import _files, load
-from pygen.metrics import ImageFiles, extract_features, features
+from pygen.metrics import ImageFiles, Inception, extract_features, features
 
 from ..data.files import pixels, write_picture
+from . import peers
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -85,6 +86,20 @@ def test_pictures_are_read_as_pillow_converts_them(tmp_path: Path, mode: str) ->
     assert torch.equal(seen[0][0], expected)
     if mode == "I;16":
         assert expected[0].flatten()[:7].tolist() == [0, 50, 100, 150, 200, 250, 255]
+
+
+@pytest.mark.peer
+def test_pytorch_fid(tmp_path: Path) -> None:
+    """Its features of a folder, with the same random weights: what is read, how, in which order."""
+    for i, mode in enumerate(("RGB", "L", "P", "RGBA", "LA", "1", "I;16")):
+        image = Image.fromarray(pixels(20, 30, 3, seed=i)).convert(mode.partition(";")[0])
+        image.convert(mode).save(tmp_path / f"{9 - i}.png")
+    score = peers.pytorch_fid().fid_score
+    files = sorted(file for suffix in score.IMAGE_EXTENSIONS for file in tmp_path.glob(f"*.{suffix}"))
+    assert [Path(file) for file in ImageFiles(tmp_path).files] == files
+    theirs = score.get_activations(files, peers.pytorch_fid_network(), batch_size=4, dims=64, num_workers=0)
+    ours = all_features(tmp_path, Inception(peers.state(), taps=64), batch_size=4)
+    assert np.linalg.norm(ours.numpy() - theirs) <= 1e-5 * np.linalg.norm(theirs - theirs.mean(0))
 
 
 def test_pictures_are_not_turned_upright(tmp_path: Path) -> None:

@@ -140,6 +140,15 @@ def test_dtype_is_that_of_the_weights() -> None:
     network = Inception(peers.state(), taps=64).double()
     assert network(images()[:1]).dtype == torch.float64
     torch.testing.assert_close(network(images()[:1]).float(), features()[64][:1])
+    network.bfloat16()  # images are scaled in float32
+    assert network(images()[:1]).dtype == torch.bfloat16
+    torch.testing.assert_close(network(images()[:1]).float(), features()[64][:1], rtol=0.05, atol=0.01)
+
+
+def test_compiles_as_one_graph() -> None:
+    network = Inception(peers.state(), taps=[64, "logits"])
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images()[:1]), network(images()[:1]))
 
 
 def test_copies() -> None:
@@ -153,6 +162,17 @@ def test_weights_stay_the_callers() -> None:
     network = Inception(state, taps="logits")
     network.fc.weight.zero_()
     assert state["fc.weight"].abs().max() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("resize", ["pytorch-fid", "torch-fidelity", "torchmetrics", "clean-fid"])
+def test_on_a_gpu(resize: str) -> None:
+    network = Inception(peers.state(), taps=EVERY, resize=resize).cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = network(images().cuda())
+    for tap, there in zip(EVERY, found, strict=True):
+        assert_same_features(there.cpu(), features(resize)[tap])
 
 
 @pytest.mark.parametrize(
