@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pygen.metrics import FrechetReference, frechet_distance, frechet_distance_from_features, trace_sqrt_product
 from tests.harness.calls import random
-from tests.metrics import truth
+from tests.metrics import peers, truth
 
 
 def rotation(name: str, d: int) -> Tensor:
@@ -187,6 +187,16 @@ def test_eps_is_the_peers_and_biases_low() -> None:
         float(rest - 2 * trace_sqrt_product(one.sigma + ridge, two.sigma + ridge)), rel=1e-12
     )
     assert biased < plain - 1e-5
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
+def test_pytorch_fid_agrees() -> None:
+    x, y = features("x", 1000, 64), features("y", 900, 64)
+    statistics = [part.numpy() for t in (x, y) for part in (t.mean(0), torch.cov(t.mT))]
+    expected = peers.pytorch_fid().fid_score.calculate_frechet_distance(*statistics)
+    assert frechet_distance(*statistics) == pytest.approx(expected, rel=1e-6)
+    assert float(frechet_distance_from_features(x, y)) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.peer
