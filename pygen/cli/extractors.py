@@ -100,6 +100,6 @@ def _labelled(
             train, test = (data.load(name, **{**options, "split": split}) for split in ("train", "test"))
             return name, train, test
     raise ValueError(
-        f"expected labels in {' or '.join(dict.fromkeys(specs))}, to train a classifier on, got none: give --extractor inception "
-        "(--weights), or --features for samples that are compared as they are"
+        f"expected labels in {' or '.join(dict.fromkeys(specs))}, to train a classifier on, got none: give "
+        "--extractor inception and --weights, or --features for samples that are compared as they are"
     )
