@@ -19,7 +19,7 @@ from ..metrics import FeatureQueue, FrechetReference, frechet_distance_from_feat
 from ..metrics.classifier import FEATURES, STEPS, Classifier, train_classifier
 from ..progress import Progress
 
-GENERATOR_STEPS, BATCH, STRENGTHS = 1500, 64, (0.0, 0.25, 0.5, 0.75, 1.0)
+GENERATOR_STEPS, BATCH, STRENGTHS = 800, 64, (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def run(out: Path, seed: int, steps: int | None, console: Console) -> None:
@@ -51,7 +51,7 @@ def salt_and_pepper(x: Tensor, strength: float, seed: int) -> Tensor:
     return torch.where(u < strength / 2, (u < strength / 4).to(x), x)
 
 
-def rectangle(x: Tensor, strength: float, seed: int) -> Tensor:
+def hole(x: Tensor, strength: float, seed: int) -> Tensor:
     side = round(strength * 6)
     covered = x.clone()
     covered[..., 1 : 1 + side, 1 : 1 + side] = 0
@@ -61,8 +61,8 @@ def rectangle(x: Tensor, strength: float, seed: int) -> Tensor:
 DISTURBANCES: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "noise": noise,
     "blur": blur,
-    "salt, pepper": salt_and_pepper,
-    "rectangle": rectangle,
+    "specks": salt_and_pepper,
+    "hole": hole,
 }
 
 
