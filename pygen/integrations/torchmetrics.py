@@ -86,17 +86,20 @@ else:
 def _as_torchmetrics(what: str) -> tuple[property, property]:
     """One of torchmetrics' states, of real and of generated images: raw sums, made from ours."""
 
-    def read(state: Tensor) -> Tensor:
-        counts, shift, total, scatter = _parts(state)
-        if what == "num_samples":
-            return counts[0].long()
-        if what == "sum":
-            return total + counts * shift
-        crossed = torch.outer(shift, total)
-        squares = scatter.tril() + scatter.tril(-1).mT
-        return squares + crossed + crossed.mT + counts[0] * torch.outer(shift, shift)
+    def read(state: str) -> property:
+        def value(self: nn.Module) -> Tensor:
+            counts, shift, total, scatter = _parts(getattr(self, state))
+            if what == "num_samples":
+                return counts[0].long()
+            if what == "sum":
+                return total + counts * shift
+            crossed = torch.outer(shift, total)
+            squares = scatter.tril() + scatter.tril(-1).mT
+            return squares + crossed + crossed.mT + counts[0] * torch.outer(shift, shift)
 
-    real, fake = (property(lambda self, state=state: read(getattr(self, state))) for state in _STATES)
+        return property(value)
+
+    real, fake = map(read, _STATES)
     return real, fake
 
 
