@@ -71,7 +71,8 @@ def disturb(extractor: Classifier, train: Split, test: Split, out: Path, seed: i
     """Distances from the training digits to held-out ones, disturbed."""
 
     def features(levels: Tensor) -> Tensor:
-        return extractor(full_range(levels, LEVELS).expand(-1, 3, -1, -1)).double()
+        rows: Tensor = extractor(full_range(levels, LEVELS).expand(-1, 3, -1, -1))
+        return rows.double()
 
     reference = features(train.images)
     table = Table(title="Distance of disturbed held-out digits to the training digits", title_justify="left")

@@ -1,5 +1,5 @@
-"""The scaled polar iteration in torch's matrix products (kernels/_polar.py), which CUDA runs for all but small matrices:
-the same functions on the CPU. That of the Triton kernel is under tests/gpu."""
+"""The scaled polar iteration in torch's matrix products (kernels/_polar.py), which CUDA runs for all but small
+matrices: the same functions on the CPU. That of the Triton kernel is under tests/gpu."""
 
 from __future__ import annotations
 
