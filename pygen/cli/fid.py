@@ -90,7 +90,8 @@ def fid(
     from .sides import ROWS, Reading, open_side
 
     with ranks.group():
-        console = Console(stderr=True, quiet=ranks.rank() > 0, soft_wrap=True, highlight=False)
+        # Without emoji: rich takes "digits:train: 5" for a train.
+        console = Console(stderr=True, quiet=ranks.rank() > 0, soft_wrap=True, highlight=False, emoji=False)
         with failing(*INPUT):
             ours = weights is not None or dims is not None or resize != RESIZES[0]
             kind = _kind(features, extractor, ours, save_stats)

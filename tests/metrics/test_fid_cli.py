@@ -171,7 +171,6 @@ def test_two_processes(
     inception = ("--weights", weights, "--dims", 64)
     commands: list[tuple[object, ...]] = [
         (big, small, "--features"),
-        (small, small, "--features"),
         (*photos, *inception, "--batch-size", 2),
         (tmp_path / "model", photos[0], *inception, "--samples", 150),
     ]
