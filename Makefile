@@ -28,7 +28,7 @@ demo: $(VENV)/.extra-demo $(VENV)/.built
 # For the tests every fallback and every warning of the compiler is an error.
 test: export PYGEN_REQUIRE_EXT = 1
 test: export PYGEN_WERROR = 1
-test: lint
+test: lint $(VENV)/.peers
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.extra-test $(VENV)/.built
@@ -53,6 +53,11 @@ $(TORCH_STAMP):
 
 $(VENV)/.built: $(TORCH_STAMP) $(SOURCES)
 	$(PIP) install --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.peers: $(TORCH_STAMP) tests/peers.txt
+	rm -rf $(VENV)/peers
+	$(PIP) install --no-deps --target $(VENV)/peers --requirement tests/peers.txt
 	touch $@
 
 # Brings what an extra names, and builds as well.

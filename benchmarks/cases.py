@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-OPS = ("coupling", "random")  # files of this package that hold `CASES: tuple[Case, ...]`
+OPS = ("coupling", "random", "frechet")  # files of this package that hold `CASES: tuple[Case, ...]`
 
 MODES = ("fwd", "bwd", "full", "call")
 
@@ -49,6 +49,7 @@ class Problem:
         same: the fastest is timed and, separately, the fastest one compiled. Peers are factories: importing may fail.
     reference: the truth, called with float64 copies of the inputs.
     work: by mode; "full" is their sum.
+    tolerance: an absolute error that ours may have anyway, where outputs are differences of larger numbers.
     """
 
     inputs: Inputs
@@ -58,6 +59,7 @@ class Problem:
     work: dict[str, Work]
     peers: dict[str, Callable[[], Function]] = field(default_factory=dict)
     likes: dict[str, Inputs] = field(default_factory=dict)
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Case:
     modes: "fwd" without gradient, "bwd" the backward pass alone, "full" both, "call" one forward call beside an empty
         op (with gradient recording if `call_grad`).
     quick: belongs to `--quick`.
-    draws: it draws random numbers, so that no two arms give the same; inputs record no gradient.
+    grad: inputs record gradients.
+    compiles: whether there is a compiled arm; not where eager keeps a state that its graph would be broken for.
+    draws: it draws random numbers, so that no two arms give the same; without gradients.
     threads: how many torch uses, where not the run's.
     tier: the CPU tier that pygen uses, where not the best.
     """
@@ -79,9 +83,15 @@ class Case:
     modes: tuple[str, ...] = ("fwd", "bwd", "full")
     call_grad: bool = False
     quick: bool = False
+    grad: bool = True
+    compiles: bool = True
     draws: bool = False
     threads: int | None = None
     tier: str | None = None
+
+    @property
+    def records(self) -> bool:
+        return self.grad and not self.draws
 
     @property
     def key(self) -> str:

@@ -33,7 +33,7 @@ def test_speed(benchmark: Any, case: Case, impl: str) -> None:
             pytest.skip(str(error))
     else:
         function = {"pygen": problem.ours, "eager": eager, "compile": torch.compile(eager, dynamic=False)}[impl]
-    bound = bind(function, problem.likes.get(impl, problem.inputs), case.draws)
+    bound = bind(function, problem.likes.get(impl, problem.inputs), case.records)
     gate = gate_of(case, problem)
     assert (gate.ours(bound) if impl == "pygen" else gate.baseline(bound)) is None
     mode = "full" if "full" in case.modes else case.modes[0]

@@ -106,9 +106,9 @@ def test_gate_admits_a_baseline_that_rounds_differently_but_not_another_function
 def test_ours_and_every_baseline_of_the_quick_cases_pass(case: Case) -> None:
     problem = case.build(CPU)
     gate = gate_of(case, problem)
-    assert gate.ours(bind(problem.ours, problem.inputs, case.draws)) is None
+    assert gate.ours(bind(problem.ours, problem.inputs, case.records)) is None
     for function in problem.eager.values():
-        assert gate.baseline(bind(function, problem.inputs, case.draws)) is None
+        assert gate.baseline(bind(function, problem.inputs, case.records)) is None
 
 
 def test_draws_are_judged_by_bits_and_by_distribution() -> None:
@@ -116,9 +116,9 @@ def test_draws_are_judged_by_bits_and_by_distribution() -> None:
     problem = case.build(CPU)
     gate = gate_of(case, problem)
     randn, rand = (lambda x: (torch.randn_like(x),)), (lambda x: (torch.rand_like(x),))
-    assert gate.ours(bind(randn, problem.inputs, case.draws)) == "not the numbers of the reference"
-    assert gate.baseline(bind(randn, problem.inputs, case.draws)) is None
-    assert "expected" in (gate.baseline(bind(rand, problem.inputs, case.draws)) or "")
+    assert gate.ours(bind(randn, problem.inputs, case.records)) == "not the numbers of the reference"
+    assert gate.baseline(bind(randn, problem.inputs, case.records)) is None
+    assert "expected" in (gate.baseline(bind(rand, problem.inputs, case.records)) or "")
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------

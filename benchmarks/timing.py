@@ -23,6 +23,8 @@ WARM_UP = 3  # calls before anything is timed
 BLOCK_S = 1e-3  # a sample lasts at least this long, so that the clock's resolution and its own cost vanish
 MAX_REPEATS = 2000
 MAX_PREPARED = 16  # graphs kept alive at once for a sample of a backward pass
+SLOW_S = 0.5  # a call this long finds no caches warm, and has seconds to average over: it is timed without ceremony
+SLOW_ROUNDS = 3  # when rounds take ten times their budget
 LAUNCH_BOUND_S = 100e-6
 
 Sampler = Callable[[], float]  # seconds of one call, or of the work a ceiling stands for
@@ -61,7 +63,8 @@ def _host_sampler(job: Job, device: torch.device) -> Sampler:
         return seconds / n
 
     for _ in range(WARM_UP):
-        block(1)
+        if block(1) > SLOW_S:
+            return lambda: block(1)
     most = MAX_PREPARED if job.prepare else MAX_REPEATS
     repeats = min(most, math.ceil(BLOCK_S / min(block(1) for _ in range(3))))
 
@@ -122,7 +125,8 @@ def interleave(arms: dict[str, Sampler], budget_s: float, rounds: tuple[int, int
     try:
         start = time.perf_counter()
         for done in range(most):
-            if done >= fewest and time.perf_counter() - start > budget_s:
+            spent = time.perf_counter() - start
+            if spent > budget_s and (done >= fewest or (done >= SLOW_ROUNDS and spent > 10 * budget_s)):
                 break
             for name in order:
                 samples[name].append(arms[name]())

@@ -75,7 +75,7 @@ class Session:
         def passes(impl: str, function: Function, ours: bool = False) -> Bound | None:
             bound: Bound | None = None
             try:
-                bound = bind(function, self.inputs(impl), self.case.draws)
+                bound = bind(function, self.inputs(impl), self.case.records)
                 wrong = gate.ours(bound) if ours else gate.baseline(bound)
             except Exception as error:  # an arm that raises must not take the others' figures with it
                 wrong = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -100,7 +100,8 @@ class Session:
             self.arms["pygen"] = ours
         eager = self.problem.eager
         fastest("eager", eager)
-        fastest("compile", {form: torch.compile(f, dynamic=False) for form, f in eager.items()})
+        if self.case.compiles:
+            fastest("compile", {form: torch.compile(f, dynamic=False) for form, f in eager.items()})
         for name, factory in self.problem.peers.items():
             impl = f"peer:{name}"
             try:

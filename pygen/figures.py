@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import files
+from .data.dataset import full_range
 
 _INK, _FAINT, _MARK, _PAPER = "#222222", "#5c5c5c", "#d1495b", "#ececec"
 
@@ -49,7 +50,7 @@ def _tiles(path: Path, images: Tensor, levels: int, columns: int) -> None:
     rows = math.ceil(n / columns)
     zoom = max(1, min(64 // max(height, width), 2048 // max(columns * width, rows * height)))
     gap = max(1, zoom // 2)
-    pixels = (images.long() * 255 // (levels - 1)).numpy().astype(np.uint8)
+    pixels = full_range(images, levels).numpy()
     pixels = pixels.transpose(0, 2, 3, 1).repeat(zoom, 1).repeat(zoom, 2)  # [N, H zoom, W zoom, C]
     down, across = height * zoom + gap, width * zoom + gap
     sheet = np.full((rows * down + gap, columns * across + gap, channels), 96, np.uint8)

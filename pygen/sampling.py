@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from . import ranks
+from .data import Dataset
 from .models import Flow, Model
 
 
@@ -49,6 +50,23 @@ def sample(
         return model.sample(count, labels, generator=seed, first_sample=first, temperature=temperature)
 
     return in_chunks(model, n, draw, advance)
+
+
+class Samples(Dataset):
+    """The first n samples that a model draws with a seed, labels drawn too, as a data set; each when it is asked for.
+
+    They come in chunks of `model.CHUNK`: read them in batches of multiples of it, in order.
+    """
+
+    def __init__(self, model: Model, n: int, *, seed: int) -> None:
+        super().__init__(n, model.shape, model.levels)
+        self.model, self._seed = model, seed
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, ...]:
+        size = self.model.CHUNK
+        chunks, places = torch.unique(indices // size, return_inverse=True)
+        parts = [self.model.sample(size, generator=self._seed, first_sample=size * chunk) for chunk in chunks.tolist()]
+        return (torch.cat(parts).cpu()[size * places + indices % size],)
 
 
 @torch.no_grad()

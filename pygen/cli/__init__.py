@@ -13,6 +13,7 @@ from .errors import Failure, failing
 _COMMANDS = {
     "bench": "pygen.benchmarks.cli",
     "demo": "pygen.cli.demo",
+    "fid": "pygen.cli.fid",
     "info": "pygen.cli.info",
     "interpolate": "pygen.cli.interpolate",
     "sample": "pygen.cli.sample",

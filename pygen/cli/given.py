@@ -33,8 +33,8 @@ def _value(text: str) -> int | float | str | bool | None:
     return text
 
 
-def samples(spec: str, loading: Sequence[str]) -> Dataset:
-    """The samples of a file or folder, in its order; of a source that has splits of its own, the test split."""
+def samples(spec: str, loading: Sequence[str], split: str = "test") -> Dataset:
+    """The samples of a file or folder, in its order; of a source that has splits of its own, that split."""
     from .. import data
 
     options = pairs("--load", loading) or {}
@@ -45,4 +45,4 @@ def samples(spec: str, loading: Sequence[str]) -> Dataset:
     try:
         return data.load(spec, held_out=0, **options)
     except ValueError:  # there is nothing to divide, or something else is wrong, which is said now
-        return data.load(spec, split="test", **options)
+        return data.load(spec, split=split, **options)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -89,6 +90,11 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
+def files_in(folder: Path, suffixes: Sequence[str]) -> list[str]:
+    """Files with one of the suffixes, in a folder itself, sorted."""
+    return [e.path for e in entries(folder) if not e.is_dir() and e.name.lower().endswith(tuple(suffixes))]
+
+
 def files_below(folder: Path, suffixes: Sequence[str], above: tuple[os.stat_result, ...] = ()) -> list[str]:
     """Files with one of the suffixes, in a folder and the folders below it, sorted; a link back up is not followed."""
     here = folder.stat()
@@ -119,6 +125,22 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], workers: int) -> 
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(workers, len(items))) as pool:
         return list(pool.map(function, items))
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], workers: int, window: int) -> Iterator[R]:
+    """function(item) for each item, in order, by worker threads that are at most `window` items ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > window:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # an error, or the caller has seen enough
+            for future in waiting:
+                future.cancel()
 
 
 def check_files(function: Callable[[T], R], items: Sequence[T], workers: int, title: str) -> list[R]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,12 +64,24 @@ def decode(file: str, channels: int, crop: Size | None, size: Size | None) -> np
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def read_rgb(file: str) -> np.ndarray:
+    """uint8 [3, H, W], as metrics' other implementations read a picture: as Pillow's convert("RGB") makes it.
+
+    So transparency is dropped, not laid on white; grey is repeated; a picture is not turned upright; of more than 8
+    bits, what is above 255 becomes 255 (colours of 16 bits are read as 8 before that).
+    """
+    with _opened(file, None) as image:
+        pixels = np.array(image.convert("RGB"))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
 @contextmanager
-def _opened(file: str) -> Iterator[Image]:
+def _opened(file: str, modes: Sequence[str] | None = _GREY + _COLOUR) -> Iterator[Image]:
+    """modes: the pictures that are accepted; None: all that Pillow reads of these formats."""
     from PIL import Image
 
     with reading(file, "a picture"), Image.open(file, formats=_FORMATS) as image:
-        if image.mode not in _GREY + _COLOUR:
+        if modes is not None and image.mode not in modes:
             raise ValueError(f"one of mode {image.mode}, which is not 8 bits of grey or colour")
         yield image
 

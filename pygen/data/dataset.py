@@ -122,6 +122,11 @@ def _requantize(old: int, levels: int, x: Tensor) -> Tensor:
     return (x.to(torch.int32) * levels // old).to(torch.uint8)
 
 
+def full_range(x: Tensor, levels: int) -> Tensor:
+    """Integer levels 0 .. levels - 1 as uint8 from black, 0, to white, 255: floor(255 x / (levels - 1))."""
+    return (x.to(torch.int32) * 255 // (levels - 1)).to(torch.uint8)
+
+
 class Arrays(Dataset):
     """Samples x [N, *shape] in an array, in memory or mapped from a file, and labels y [N].
 

@@ -18,6 +18,7 @@ from ._files import (
     entries,
     existing,
     files_below,
+    files_in,
     in_threads,
     no_held_out,
     part,
@@ -128,7 +129,7 @@ def _pictures(folder: Path, labels: bool) -> tuple[list[str], list[str]]:
         files = files_below(folder, SUFFIXES)
         names = []
     else:
-        files = [e.path for e in entries(folder) if not e.is_dir() and e.name.lower().endswith(SUFFIXES)]
+        files = files_in(folder, SUFFIXES)
         classes = {e.name: files_below(Path(e.path), SUFFIXES) for e in entries(folder) if e.is_dir()}
         names = [name for name, inside in classes.items() for _ in inside]
         if files and names:

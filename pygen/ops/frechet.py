@@ -60,10 +60,12 @@ def trace_sqrt_product(sigma1: Tensor, sigma2: Tensor) -> tuple[Tensor, Tensor]:
 
     sigma1, sigma2: [B, d, d], or any number of leading dimensions, none too; float64. Lower triangles are read alone.
 
-    Returns trace and bound, [B] float64. bound estimates what rounding makes of the trace: eigenvalues come out with
-    an absolute error of about delta = 8 eps max(lambda), which is sqrt(delta) for the root of each that is 0::
+    Returns trace and bound, [B] float64. bound estimates how far rounding may move the trace: eigenvalues come out with
+    an absolute error of up to delta, which makes up to sqrt(delta) of the root of each that is 0::
 
-        bound = sum of sqrt(lambda + delta) - sqrt(lambda)
+        bound = sum of sqrt(lambda + delta) - sqrt(lambda)      delta = 4 eps sqrt(mean of lambda^2)
+
+    (Measured for singular matrices of d = 64 to 1024 with flat to steep spectra: a third of this delta at most.)
 
     Where neither matrix has a Cholesky factor the trace is NaN and the bound infinite; NaN in a matrix makes both NaN.
     `pygen.metrics.trace_sqrt_product` looks at the bound and takes singular values instead where it is too large.

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pygen.data import Toy, load
-from pygen.data.dataset import Arrays
+from pygen.data.dataset import Arrays, full_range
 from pygen.nn import denormalize, normalize
 
 from .files import pixels
@@ -98,6 +98,14 @@ def test_wrong_levels() -> None:
             ValueError, match=r"is for data of integer levels, such as images; got Toy\(5 x \[2\], cont"
         ):
             convert(Toy("rings", size=5))
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(256, [0, 1, 128, 255]), (17, [0, 15, 127, 255]), (2, [0, 255])])
+def test_full_range(levels: int, expected: list[int]) -> None:
+    x = torch.tensor({256: [0, 1, 128, 255], 17: [0, 1, 8, 16], 2: [0, 1]}[levels])
+    for dtype in (torch.uint8, torch.int64):
+        assert full_range(x.to(dtype), levels).tolist() == expected
+    assert full_range(x, levels).dtype == torch.uint8
 
 
 def test_normalized_levels_come_back() -> None:
