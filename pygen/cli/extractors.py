@@ -14,7 +14,7 @@ from rich.console import Console
 from .. import data
 from ..metrics import classifier
 from ..metrics.features import Extractor
-from ..metrics.fid import Side
+from ..metrics.fid import FrechetSide
 from ..metrics.inception import Inception
 from ..progress import Progress
 from .given import pairs
@@ -51,14 +51,14 @@ def inception(
 ) -> Chosen:
     """dims: None takes 2048, and whatever statistics have where no network is asked."""
     extractor: Extractor = Inception
-    if not all(isinstance(source, Side) for source in sources):
+    if not all(isinstance(source, FrechetSide) for source in sources):
         dims = dims or 2048
         try:
             extractor = Inception(weights, taps=dims, resize=resize).to(device)
         except FileNotFoundError as error:
             raise FileNotFoundError(str(error) if weights else f"{error}; pygen fid takes it by --weights") from None
     for spec, source in zip(specs, sources, strict=True):
-        if isinstance(source, Side) and dims not in (None, source.d):
+        if isinstance(source, FrechetSide) and dims not in (None, source.d):
             raise ValueError(f"{spec}: expected statistics of {dims} features (--dims), got {source.d}")
     return Chosen(extractor, "FID", "frechet_inception_distance")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..metrics.features import Extractor
-    from ..metrics.fid import Side
+    from ..metrics.fid import FrechetSide
     from .extractors import Chosen
     from .sides import Source
 
@@ -165,14 +165,14 @@ def _side(
     device: torch.device,
     options: dict[str, Any],
     console: Console,
-) -> Side:
+) -> FrechetSide:
     """The features of a source, with a bar, and what is to be said about their number."""
     from ..metrics.features import extract_features
-    from ..metrics.fid import Side
+    from ..metrics.fid import FrechetSide
     from ..progress import Progress
     from ..sampling import Samples
 
-    if isinstance(source, Side):
+    if isinstance(source, FrechetSide):
         side = source
     else:
         if isinstance(source, Samples):  # drawn in whole chunks
@@ -181,7 +181,7 @@ def _side(
         with Progress(console, spec, len(source), "samples") as progress:
             try:
                 batches = extract_features(source, extractor, **options, advance=progress.advance)
-                side = Side.from_features(batches, device=device)
+                side = FrechetSide.from_features(batches, device=device)
             except ValueError as error:
                 raise ValueError(str(error) if spec in str(error) else f"{spec}: {error}") from error
     if side.count is not None and side.count < 2:

@@ -16,7 +16,7 @@ from ..data.arrays import read_npy
 from ..data.cifar import find_cifar
 from ..data.idx import find_idx
 from ..metrics.features import ImageFiles
-from ..metrics.fid import Side
+from ..metrics.fid import FrechetSide
 from ..metrics.moments import load_statistics
 from ..models.checkpoint import CONFIG
 from ..sampling import Samples
@@ -26,7 +26,7 @@ _FEATURES = ("features", "feats", "x", "arr_0")  # names in an .npz; clean-fid's
 _IMAGES = {"x", "images", "samples", "arr_0", "x_train"}  # what pygen.data.arrays looks for
 ROWS = 4096  # features read at once
 
-Source = Side | ImageFiles | data.Dataset
+Source = FrechetSide | ImageFiles | data.Dataset
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def open_side(spec: str, how: Reading) -> Source:
     if path.suffix == ".npz" and path.is_file() and _is_statistics(path, how):
         if how.kind == "classifier":
             raise ValueError(f"{spec}: expected samples, from which a classifier makes features, got statistics")
-        return Side.from_statistics(*load_statistics(path))
+        return FrechetSide.from_statistics(*load_statistics(path))
     if how.kind == "features" and path.suffix in (".npy", ".npz"):
-        return Side.from_features(_rows(existing(path)), device=how.device)
+        return FrechetSide.from_features(_rows(existing(path)), device=how.device)
     pictures = path.is_dir() and not find_idx(path) and not find_cifar(path)
     if pictures and how.kind in ("inception", "auto") and not how.loading:
         return _pictures(path)

@@ -15,7 +15,7 @@ from .inception import Inception
 from .moments import StreamingMoments
 
 
-class Side:
+class FrechetSide:
     """One side of a Frechet distance: features as long as they are few, then their mean and covariance.
 
     Up to d samples of d features stay as they are, for their covariance is singular, and distances between features
@@ -32,7 +32,7 @@ class Side:
         self._given: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def from_features(cls, batches: Iterable[Tensor], *, device: torch.device | str | None = None) -> Side:
+    def from_features(cls, batches: Iterable[Tensor], *, device: torch.device | str | None = None) -> FrechetSide:
         """Of batches of features [n, d]: of this process's, where several are at it, each with its own."""
         side = cls(device=device)
         for features in batches:
@@ -41,14 +41,14 @@ class Side:
         return side
 
     @classmethod
-    def from_statistics(cls, mu: Tensor, sigma: Tensor) -> Side:
+    def from_statistics(cls, mu: Tensor, sigma: Tensor) -> FrechetSide:
         """Of a mean [d] and a covariance [d, d]."""
         side = cls(device=mu.device)
         side.d, side._given = len(mu), (mu, sigma)
         return side
 
     def __repr__(self) -> str:
-        return f"Side(d={self.d}, count={self.count}, {'features' if self._rows else 'statistics'})"
+        return f"FrechetSide(d={self.d}, count={self.count}, {'features' if self._rows else 'statistics'})"
 
     @property
     def count(self) -> int | None:
@@ -107,7 +107,7 @@ class Side:
         reference = FrechetReference.from_features(features)
         return reference.mu, reference.sigma
 
-    def distance(self, other: Side, *, accurate: bool = False) -> float:
+    def distance(self, other: FrechetSide, *, accurate: bool = False) -> float:
         """The Frechet distance to another side; a side of any number of samples has the distance 0 to itself.
 
         accurate: as in `frechet_distance`, where both sides are statistics; others are as accurate anyway.
@@ -126,8 +126,8 @@ class Side:
 
 
 def compute_fid(
-    source1: Source | Side,
-    source2: Source | Side,
+    source1: Source | FrechetSide,
+    source2: Source | FrechetSide,
     extractor: Extractor | None = None,
     *,
     batch_size: int = 50,
@@ -137,21 +137,21 @@ def compute_fid(
 ) -> float:
     """The Frechet distance between the features of two sources: FID, if the extractor is `Inception`.
 
-    source1, source2: whatever `extract_features` takes, or a `Side`, such as one of statistics (`load_statistics`).
+    source1, source2: whatever `extract_features` takes, or a `FrechetSide`, such as one of statistics in a file.
     extractor: any module or function of a batch of samples; None: `Inception()`, which needs its weights.
     batch_size, workers, advance: as in `extract_features`; accurate: as in `frechet_distance`.
 
     Under torch.distributed all processes must call it; each extracts its part and gets the result.
     Raises what these raise, and ValueError for fewer than 2 samples.
     """
-    if extractor is None and not (isinstance(source1, Side) and isinstance(source2, Side)):
+    if extractor is None and not (isinstance(source1, FrechetSide) and isinstance(source2, FrechetSide)):
         extractor = Inception()
 
-    def side(source: Source | Side) -> Side:
-        if isinstance(source, Side):
+    def side(source: Source | FrechetSide) -> FrechetSide:
+        if isinstance(source, FrechetSide):
             return source
         assert extractor is not None
         options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "advance": advance}
-        return Side.from_features(extract_features(source, extractor, **options))
+        return FrechetSide.from_features(extract_features(source, extractor, **options))
 
     return side(source1).distance(side(source2), accurate=accurate)

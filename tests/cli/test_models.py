@@ -181,7 +181,7 @@ def test_interpolation(tmp_path: Path, saved: Path, images: Path) -> None:
 
 
 def test_help_has_examples() -> None:
-    for command in ("train", "sample", "interpolate", "info", "demo"):
+    for command in ("train", "sample", "interpolate", "info", "demo", "fid"):
         text = invoke(command, "--help").output
         assert f"Examples:\n    pygen {command}" in text
         assert max(map(len, text.splitlines())) <= 100

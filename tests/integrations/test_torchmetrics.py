@@ -1,4 +1,4 @@
-"""FrechetInceptionDistance against torchmetrics' own, as a metric among metrics, over processes, and without the peer."""
+"""FrechetInceptionDistance against torchmetrics' own, among other metrics, over processes, and without the peer."""
 
 from __future__ import annotations
 
@@ -210,9 +210,9 @@ def check() -> None:
         single.compute()
     with pytest.raises(RuntimeError, match="got 20 and 0"):
         ours()(batches(1)[0], real=True)
+    wrong = ours()
+    wrong.inception = nn.Sequential(nn.Flatten(), Slice())
     with pytest.raises(ValueError, match=r"expected features \[N, 6\], got \(20, 3\)"):
-        wrong = ours()
-        wrong.inception = nn.Sequential(nn.Flatten(), Slice())
         wrong.update(batches(1)[0], real=True)
 
 
@@ -275,7 +275,7 @@ def test_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def processes(without: bool) -> None:
-    """Each of three processes sees its own part, the last none of the generated images; all get the whole's distance."""
+    """Each of three processes sees a part, the last no generated images; all get the distance of the whole."""
     from pygen import ranks
 
     with ranks.group():

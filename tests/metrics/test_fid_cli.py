@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen.data import load
 from pygen.metrics import Inception, extract_features, frechet_distance, frechet_distance_from_features
-from pygen.metrics.fid import Side, compute_fid
+from pygen.metrics.fid import FrechetSide, compute_fid
 from pygen.models import RealNVP, RealNVPFlat
 
 from ..cli.test_models import invoke, refused
@@ -165,14 +164,16 @@ def test_images_of_a_model(tmp_path: Path, weights: Path) -> None:
 def test_two_processes(
     features: Callable[..., tuple[Path, np.ndarray]], photos: tuple[Path, Path], weights: Path, tmp_path: Path
 ) -> None:
-    """Each of the sides once with features that are kept, once with sums; a side of which one process has nothing."""
+    """Sides of features that are kept, and of sums; one of which one process has nothing; a classifier."""
     big, small = features("big.npy", 9000)[0], features("small.npy", 6)[0]
     perturbed(RealNVP((1, 4, 4), 17, hidden=4, blocks=1), 0.1).float().save(tmp_path / "model")
+    labelled = {"x": pixels(40, 4, 4), "y": np.arange(40) % 2, "levels": 256}
+    np.savez(tmp_path / "data.npz", **labelled)
     inception = ("--weights", weights, "--dims", 64)
     commands: list[tuple[object, ...]] = [
         (big, small, "--features"),
         (*photos, *inception, "--batch-size", 2),
-        (tmp_path / "model", photos[0], *inception, "--samples", 150),
+        (tmp_path / "model", tmp_path / "data.npz", "--samples", 150, "--no-cache"),
     ]
     for command in commands:
         done = on_two_processes(*command)
@@ -199,16 +200,16 @@ def test_two_processes_with_bad_input(photos: tuple[Path, Path], weights: Path) 
 
 def test_side() -> None:
     x = torch.randn(40, 8)
-    side = Side()
+    side = FrechetSide()
     for part in x.split(3):
         side.update(part)
     assert (side.count, side.d, side.features()) == (40, 8, None)
     mu, sigma = side.statistics()
     torch.testing.assert_close(mu, x.double().mean(0))
     torch.testing.assert_close(sigma, x.double().T.cov(), rtol=1e-6, atol=1e-6)
-    few = Side.from_features([x[:3], x[3:8]])
+    few = FrechetSide.from_features([x[:3], x[3:8]])
     assert torch.equal(few.features(), x[:8])
-    given = Side.from_statistics(mu, sigma)
+    given = FrechetSide.from_statistics(mu, sigma)
     assert (given.count, given.d) == (None, 8)
     for one in (side, given):
         assert one.distance(few) == pytest.approx(few.distance(one), rel=1e-12)
@@ -220,9 +221,9 @@ def test_side() -> None:
     with pytest.raises(ValueError, match=r"expected features \[n, 8\], got \(2, 7\)"):
         side.update(torch.zeros(2, 7))
     with pytest.raises(ValueError, match="expected sides of one number of features, got 8 and 7"):
-        side.distance(Side.from_features([torch.zeros(3, 7)]))
+        side.distance(FrechetSide.from_features([torch.zeros(3, 7)]))
     with pytest.raises(ValueError, match="expected at least 2 samples, got 1"):
-        Side.from_features([x[:1]]).statistics()
+        FrechetSide.from_features([x[:1]]).statistics()
 
 
 @pytest.mark.parametrize("n", [2, 40])
@@ -235,7 +236,7 @@ def test_compute_fid_of_tensors(n: int) -> None:
     done: list[int] = []
     assert compute_fid(x, y, extract, batch_size=7, advance=done.append) == pytest.approx(float(expected), rel=1e-5)
     assert sum(done) == n + 50
-    side = Side.from_features([extract(y)])
+    side = FrechetSide.from_features([extract(y)])
     assert compute_fid(x, side, extract) == pytest.approx(float(expected), rel=1e-5)
     assert compute_fid(side, side) == pytest.approx(0, abs=1e-10)
 
@@ -334,4 +335,3 @@ def test_bad_options(photos: tuple[Path, Path], tmp_path: Path, monkeypatch: pyt
     assert refused("fid", a, b, "--device", "abacus").startswith("expected a device such as")
     assert "expected images, got Toy" in refused("fid", "moons", "digits")
     assert invoke("fid", a, b, "--dims", 65).exit_code == 2
-    assert len(load("digits")) == 1437
