@@ -131,6 +131,17 @@ def test_compiles_for_more_than_2_31_elements(arch, compiled, tmp_path, monkeypa
     judge(compiled, arch, tmp_path)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("dtype", "n"), [(torch.float32, n) for n in (32, 128)] + [(torch.float64, 32)], ids=str)
+def test_polar_of_every_size(dtype, n, arch, compiled, tmp_path, monkeypatch):
+    """16 and 64 are in the samples."""
+    monkeypatch.setattr(driver, "_active", StandIn(arch))
+    with Triton("triton", "meta").active():
+        pygen.ops.polar(torch.empty(3, n, n - 1, dtype=dtype, device="meta"))
+    assert compiled, "no kernel was launched"
+    judge(compiled, arch, tmp_path)
+
+
 def test_every_kernel_file_serves_an_op() -> None:
     """So that every file of kernels/ is under the tests of this folder."""
     folder = Path(pygen.kernels.__file__).parent
