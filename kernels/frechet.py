@@ -88,7 +88,7 @@ def launch_polar(b):
             _polar_small[(len(one),)](
                 one, factors, norms, one.new_empty(len(one), 2, size, size), m, n, *one.stride()[1:],
                 len(_polar.schedule(smallest, tolerance)), smallest, MARGIN=_polar.MARGIN, NEAR=_polar.NEAR,
-                SIZE=size, DEPTH=DEPTH, num_warps=size // 16, num_stages=2,
+                SIZE=size, DEPTH=DEPTH, num_warps=min(8, size // 8), num_stages=2,
             )  # fmt: skip
     else:
         # One problem after the other: in batches of other sizes the library's products would round otherwise.
