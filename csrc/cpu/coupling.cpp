@@ -1,7 +1,5 @@
 // Affine coupling on the CPU: what is admitted, how tensors are cut into rows and tasks, threads, autograd.
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty_native.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -11,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "glue.h"
 #include "options.h"
 #include "table.h"
 
@@ -82,15 +81,6 @@ const auto& backward_op() {
                              .findSchemaOrThrow("pygen::affine_coupling_backward", "")
                              .typed<decltype(affine_coupling_backward)>();
   return op;
-}
-
-// The default kernel (the Python reference, with the checks and their messages): it serves every backend without a
-// kernel of its own, so the key of one that nobody registers for leads to it.
-const c10::DispatchKeySet kDefaultKernel(c10::DispatchKey::PrivateUse3);
-
-// at::empty without the dispatcher, half a microsecond cheaper
-Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
-  return at::native::empty_cpu(sizes, dtype, at::kStrided, at::kCPU, false, format);
 }
 
 // --- what is admitted ------------------------------------------------------------------------------------------------

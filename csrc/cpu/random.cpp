@@ -1,15 +1,13 @@
 // The random stream on the CPU: what is admitted, seeds, threads.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty_native.h>
 #include <torch/library.h>
 
 #include <atomic>
 #include <limits>
 #include <string_view>
 
+#include "glue.h"
 #include "table.h"
 
 namespace pygen {
@@ -27,29 +25,7 @@ Tensor categorical(const Tensor& logits, const Tensor& ids, Seed seed, int64_t f
 Tensor dequantize(const Tensor& x, const OptionalTensor& noise, const Tensor& ids, Seed seed, int64_t first_sample,
                   int64_t step, int64_t offset, int64_t levels, double scale, double shift, at::ScalarType dtype);
 
-// The default kernel, which raises what is to be raised; as in coupling.cpp.
-template <class F, class... Args>
-Tensor refuse(const char* name, F*, const Args&... args) {
-  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-  return op.redispatch(c10::DispatchKeySet(c10::DispatchKey::PrivateUse3), args...);
-}
-
 // --- what is admitted ------------------------------------------------------------------------------------------------
-
-std::optional<FloatType> float_type(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat:
-      return FloatType::kF32;
-    case at::kDouble:
-      return FloatType::kF64;
-    case at::kBFloat16:
-      return FloatType::kBF16;
-    case at::kHalf:
-      return FloatType::kF16;
-    default:
-      return std::nullopt;
-  }
-}
 
 std::optional<IntType> int_type(at::ScalarType type) {
   switch (type) {
@@ -118,10 +94,6 @@ class Place {
  private:
   Tensor ids_;
 };
-
-Tensor empty(at::IntArrayRef size, at::ScalarType dtype) {
-  return at::native::empty_cpu(size, dtype, at::kStrided, at::kCPU, false, at::MemoryFormat::Contiguous);
-}
 
 // --- the ops ---------------------------------------------------------------------------------------------------------
 

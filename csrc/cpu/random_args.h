@@ -2,10 +2,11 @@
 #pragma once
 #include <cstdint>
 
+#include "types.h"
+
 namespace pygen {
 
 enum class Distribution : int { kBits, kUniform, kNormal, kLogistic, kGumbel };  // the order of pygen/ops/random.py
-enum class FloatType : int { kF32, kF64, kBF16, kF16 };
 enum class IntType : int { kU8, kI8, kI16, kI32, kI64 };
 
 // Where draws [batch, row] lie in the stream.

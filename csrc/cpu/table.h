@@ -1,6 +1,7 @@
 // What one ISA tier offers. Plain pointers: no torch types cross between the extension modules.
 #pragma once
 #include "coupling_args.h"
+#include "frechet_args.h"
 #include "random_args.h"
 
 namespace pygen {
@@ -11,7 +12,7 @@ struct ProbeKernels {
   double (*fma64)(int64_t n);
 };
 
-struct Table : CouplingKernels, RandomKernels, ProbeKernels {};
+struct Table : CouplingKernels, RandomKernels, FrechetKernels, ProbeKernels {};
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -2,6 +2,7 @@
 #include <Python.h>
 
 #include "coupling.h"
+#include "frechet.h"
 #include "probe.h"
 #include "random.h"
 #include "table.h"
@@ -10,7 +11,7 @@ namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-const Table kTable{coupling_kernels(), random_kernels(), probe_kernels()};
+const Table kTable{coupling_kernels(), random_kernels(), frechet_kernels(), probe_kernels()};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tier", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 

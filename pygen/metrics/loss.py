@@ -80,7 +80,8 @@ def frechet_loss(features: Tensor, reference: FrechetReference, *, queue: Featur
     Returns a tensor [] in the dtype of the arithmetic. Differentiable once with respect to features; twice raises
     NotImplementedError. Where S is singular (N <= d) it is a subgradient. In float32 the loss is good to about 1e-6 of
     tr sigma + tr S. No host synchronisation once the factor is there. Takes 4 d^2 N operations, and the polar factor
-    of a d x N matrix (`pygen.ops.polar`), for N > d too. Under torch.autocast the products stay as they are.
+    of a d x N matrix (`pygen.ops.polar`), for N > d too. Under torch.autocast the products stay as they are; on CUDA
+    those of float32 are TF32's where `torch.backends.cuda.matmul.allow_tf32`, off by default, allows it.
 
     Raises ValueError for shapes, TypeError for dtypes.
     """

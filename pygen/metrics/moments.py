@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from .. import files, ops, ranks
+from ..data._files import existing, reading
 
 
 class StreamingMoments:
@@ -184,23 +185,14 @@ def load_statistics(path: str | os.PathLike[str], *, keys: tuple[str, str] = ("m
     Raises ValueError, naming the file, for one that is no .npz, without the keys (it lists those there are), or whose
     arrays do not fit each other; OSError for one that cannot be read.
     """
-    try:
+    path = existing(path)
+    with reading(path, f"an .npz with the arrays {' and '.join(keys)}"):
+        if not zipfile.is_zipfile(path):
+            raise ValueError("a file that is none or truncated")
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("an array")
-            found = list(archive.files)
-            if missing := [key for key in keys if key not in found]:
-                raise ValueError(
-                    f"{path}: expected the arrays {' and '.join(keys)}, got {', '.join(found) or 'none'}"
-                    f" (without {' and '.join(missing)})"
-                )
-            arrays = [np.asarray(archive[key]) for key in keys]
-    except (zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ValueError(f"{path}: expected an .npz of arrays, got a broken one ({error})") from error
-    except ValueError as error:
-        if str(error).startswith(f"{path}: "):
-            raise
-        raise ValueError(f"{path}: expected an .npz of arrays, got another file ({error})") from error
+            if any(key not in archive for key in keys):
+                raise ValueError(f"the arrays {', '.join(archive)}")
+            arrays = [archive[key] for key in keys]
     for key, array in zip(keys, arrays, strict=True):
         if array.dtype.kind != "f":
             raise ValueError(f"{path}: expected {key} of floating-point numbers, got {array.dtype}")

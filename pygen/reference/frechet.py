@@ -36,7 +36,8 @@ def trace_sqrt_product(sigma1: Tensor, sigma2: Tensor) -> tuple[Tensor, Tensor]:
     roots = values.sqrt()
     noise = 4 * torch.finfo(values.dtype).eps * values.square().mean(-1, keepdim=True).sqrt()
     unit = root1 * root2
-    trace, bound = unit * roots.sum(-1), unit * ((values + noise).sqrt() - roots).sum(-1)
+    gains = (noise / ((values + noise).sqrt() + roots)).nan_to_num(0)  # sqrt(values + noise) - roots, not cancelled
+    trace, bound = unit * roots.sum(-1), unit * gains.sum(-1)
     trace = trace.masked_fill(neither | nan, torch.nan)
     return trace, bound.masked_fill(neither, torch.inf).masked_fill(nan, torch.nan)
 

@@ -163,10 +163,28 @@ def test_the_baseline_is_the_gaussian_of_the_noisy_pixels() -> None:
     torch.testing.assert_close(fitted.covariance_matrix, covariance, rtol=0, atol=1e-8)
 
 
+@pytest.mark.usefixtures("demo")
+def test_demo_of_the_frechet_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pygen.metrics.classifier.STEPS", 30)
+    outputs = []
+    for folder in ("a", "b"):
+        result = invoke("demo", "frechet", "--steps", "30", "--out", str(tmp_path / folder), "--no-bench")
+        assert result.exit_code == 0
+        outputs.append(result.output[result.output.index("Features:") : result.output.index("Pictures:")])
+    for name in ("disturbances", "generator"):
+        first, second = ((tmp_path / folder / f"frechet_{name}.png").read_bytes() for folder in ("a", "b"))
+        assert first == second
+    rows = [line.strip("│ ").split("│") for line in outputs[0].splitlines() if line.startswith("│")]
+    for _, none, *_, most in rows:
+        assert float(none) < float(most)
+    before, after = (float(word) for word in re.findall(r"distance\s+([\d.]+)\s+before,\s+([\d.]+)", outputs[0])[0])
+    assert after < before
+
+
 def test_demo_refuses(tmp_path: Path) -> None:
     result = invoke("demo", "glow")
     assert result.exit_code == 2
-    assert "expected realnvp, got glow" in result.output
+    assert "expected realnvp, frechet, got glow" in result.output
     (tmp_path / "file").touch()
     assert invoke("demo", "--out", str(tmp_path / "file")).exit_code == 2
     assert invoke("demo", "--steps", "0").exit_code == 2

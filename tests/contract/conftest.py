@@ -9,6 +9,9 @@ import hypothesis
 import pytest
 import torch
 
+# torch refuses cuBLAS under deterministic algorithms without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 hypothesis.settings.register_profile("pygen", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "pygen")

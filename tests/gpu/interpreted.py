@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+import pygen
 from pygen.kernels import coupling
 from pygen.ops.coupling import CouplingOptions
 from tests.contract.conftest import _uninitialised_memory_is_nan  # noqa: F401
 from tests.contract.params import few, small
 from tests.coupling.samples import KINDS, sample
+from tests.frechet.spectra import SPECTRA, with_values
 from tests.gpu.on_triton import SPECS, Triton
 from tests.harness import checks
 from tests.harness.calls import UPSTREAM
@@ -122,3 +124,33 @@ def test_indices_that_are_no_channels_give_nan(index, activation):
     )
     for t in (*outputs, *grads):
         assert t.isnan().all()
+
+
+# --- polar, accumulate_moments ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.parametrize(
+    ("spectrum", "dtype"), [*((name, torch.float32) for name in SPECTRA), ("down to 1e-15", torch.float64)], ids=str
+)
+def test_polar(spectrum, dtype):
+    """On spectra down to 1e-15, of several sizes in one batch: the norm to rounding of the largest singular value."""
+    b = with_values(spectrum, SPECTRA[spectrum])
+    scales = torch.tensor([1.0, 1e-30, 1e30, 0.0], dtype=torch.float64)
+    b = (scales[:, None, None] * b).to(dtype)
+    factor, norm = pygen.ops.polar(b)
+    values = torch.linalg.svdvals(b.double())
+    lost = (norm.double() - values.sum(-1)).abs()
+    assert (lost <= 4 * torch.finfo(dtype).eps * values.sum(-1)).all()
+    assert torch.linalg.matrix_norm(factor.double(), 2).max() <= 1 + 8 * torch.finfo(dtype).eps
+    assert not factor[3].any()
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_moments_leave_the_upper_triangle():
+    x, scatter = torch.randn(300, 70), torch.full((70, 70), float("nan"), dtype=torch.float64).triu(1)
+    shift, total = torch.randn(70, dtype=torch.float64), torch.zeros(70, dtype=torch.float64)
+    pygen.ops.accumulate_moments(x, shift, total, scatter)
+    above = torch.ones(70, 70, dtype=torch.bool).triu(1)
+    assert scatter[above].isnan().all()
+    assert scatter[~above].isfinite().all()

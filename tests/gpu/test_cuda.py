@@ -52,8 +52,13 @@ def every(samples: Samples = few, **factors: Any) -> pytest.MarkDecorator:
 
 
 def on_the_gpu(spec: OpSpec) -> list[Sample]:
-    """A few samples, without those whose options hold a list: to copy it to the GPU, the host waits."""
-    return [sample for sample in few(spec) if not any(isinstance(v, list) for v in sample.options.values())]
+    """A few samples, and large ones, which may take other kernels; without those whose options hold a list: to copy it
+    to the GPU, the host waits."""
+    return [
+        sample
+        for sample in (*few(spec), *spec.threaded())
+        if not any(isinstance(v, list) for v in sample.options.values())
+    ]
 
 
 def everything(spec: OpSpec, call: Call, upstream: Tensors | str = "contiguous") -> Tensors:
@@ -167,6 +172,15 @@ def test_on_the_current_stream(spec, sample):
         ours = everything(spec, late)
     torch.cuda.current_stream().wait_stream(stream)
     assert_same_bits(ours, expected, "on a stream of its own")
+
+
+@every(on_the_gpu)
+def test_tf32_changes_nothing(spec, sample, monkeypatch):
+    """What torch may make of products of float32."""
+    call = build(spec, sample, F32, device="cuda")
+    expected = everything(spec, call)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    assert_same_bits(everything(spec, call), expected, "with TF32 allowed")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")

@@ -1,0 +1,45 @@
+// What the glue of every op needs: the default kernel to hand over to, outputs, storage types.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_native.h>
+
+#include <optional>
+
+#include "types.h"
+
+namespace pygen {
+
+// The default kernel (the Python reference, with the checks and their messages): it serves every backend without a
+// kernel of its own, so the key of one that nobody registers for leads to it.
+inline const c10::DispatchKeySet kDefaultKernel(c10::DispatchKey::PrivateUse3);
+
+// Calls it, which raises what is to be raised, or computes what the native kernel lacks. `op` is the caller.
+template <class R, class... P, class... Args>
+R refuse(const char* name, R (*)(P...), const Args&... args) {
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<R(P...)>();
+  return op.redispatch(kDefaultKernel, args...);
+}
+
+// at::empty without the dispatcher, half a microsecond cheaper
+inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype,
+                        at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  return at::native::empty_cpu(sizes, dtype, at::kStrided, at::kCPU, false, format);
+}
+
+inline std::optional<FloatType> float_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return FloatType::kF32;
+    case at::kDouble:
+      return FloatType::kF64;
+    case at::kBFloat16:
+      return FloatType::kBF16;
+    case at::kHalf:
+      return FloatType::kF16;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace pygen

@@ -1,0 +1,8 @@
+// Storage types of tensors, as kernels' tables count them.
+#pragma once
+
+namespace pygen {
+
+enum class FloatType : int { kF32, kF64, kBF16, kF16 };
+
+}  // namespace pygen
