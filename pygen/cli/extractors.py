@@ -32,7 +32,7 @@ class Chosen:
 
 
 def given() -> Chosen:
-    return Chosen(lambda x: x, "FD (given features)", facts={"extractor": "none: given features"})
+    return Chosen(lambda x: x, "FD (given features)", facts={"extractor": "given features"})
 
 
 def automatic(sources: Sequence[Source]) -> str:

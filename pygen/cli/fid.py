@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..metrics.inception import RESIZES
 from .errors import INPUT, failing
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .extractors import Chosen
     from .sides import Source
 
-RESIZES = ("pytorch-fid", "torch-fidelity", "torchmetrics", "clean-fid")
+RESIZE = "pytorch-fid"
 
 
 @click.command(
@@ -41,9 +41,13 @@ Examples:
 @click.option("--device", metavar="D", help="cpu, cuda, cuda:N.  [default: a GPU if there is one]")
 @click.option("--dims", type=click.Choice(("64", "192", "768", "2048")), help="Inception's layer.  [default: 2048]")
 @click.option("--save-stats", is_flag=True, help="Write statistics of A to the file B, an .npz, and stop.")
-@click.option("--extractor", type=click.Choice(("auto", "inception", "classifier")), default="auto", help="See above.")
+@click.option(
+    "--extractor", type=click.Choice(("auto", "inception", "classifier")), default="auto", help="By what A and B are."
+)
 @click.option("--weights", metavar="PATH", help="Inception's: a file that pytorch-fid or torch-fidelity downloads.")
-@click.option("--resize", type=click.Choice(RESIZES), default=RESIZES[0], show_default=True, help="Inception's: whose.")
+@click.option(
+    "--resize", type=click.Choice(tuple(RESIZES)), default=RESIZE, show_default=True, help="Inception's: whose."
+)
 @click.option("--features", is_flag=True, help="A and B hold features: .npy, .npz, tables, points.")
 @click.option("--samples", type=click.IntRange(2), default=10_000, show_default=True, help="To draw from a model.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of these samples.")
@@ -84,25 +88,33 @@ def fid(
     from rich.console import Console
 
     from .. import ranks
+    from ..data import Dataset
     from ..metrics.classifier import cache_folder
     from ..metrics.moments import save_statistics
-    from . import extractors
+    from ..sampling import Samples
+    from . import extractors, outputs
     from .sides import ROWS, Reading, open_side
 
     with ranks.group():
         # Without emoji: rich takes "digits:train: 5" for a train.
         console = Console(stderr=True, quiet=ranks.rank() > 0, soft_wrap=True, highlight=False, emoji=False)
         with failing(*INPUT):
-            ours = weights is not None or dims is not None or resize != RESIZES[0]
+            ours = weights is not None or dims is not None or resize != RESIZE
             kind = _kind(features, extractor, ours, save_stats)
             if cache is not None and no_cache:
                 raise ValueError("expected --cache or --no-cache, got both")
             if save_stats:
-                _check_output(Path(b))
+                if Path(b).suffix != ".npz":
+                    raise ValueError(f"{b}: expected a name that ends in .npz, for statistics")
+                outputs.check_place(Path(b))
             specs = [a] if save_stats else [a, b]
             where = ranks.local_device(device)
             how = Reading(kind, loading, samples, seed, where)
             sources = [open_side(spec, how) for spec in specs]
+            if loading and not any(
+                isinstance(source, Dataset) and not isinstance(source, Samples) for source in sources
+            ):
+                raise ValueError("expected --load together with data, whose option it is")
             if kind == "auto":
                 kind = extractors.automatic(sources)
             if kind == "features":
@@ -113,6 +125,7 @@ def fid(
                 folder = None if no_cache else cache or cache_folder()
                 chosen = extractors.trained(specs, sources, loading, folder, where, console)
 
+        with failing(ValueError):  # about samples, which are read now
             options = {
                 "batch_size": max(batch_size, ROWS) if kind == "features" else batch_size,
                 "workers": num_workers,
@@ -146,16 +159,6 @@ def _kind(features: bool, extractor: str, inception: bool, save_stats: bool) -> 
         if save_stats:
             raise ValueError("expected --save-stats without --extractor classifier, to which no other file compares")
     return "inception" if inception or save_stats else extractor
-
-
-def _check_output(path: Path) -> None:
-    """Before the work, not after it."""
-    if path.suffix != ".npz":
-        raise ValueError(f"{path}: expected a name that ends in .npz, for statistics")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: expected a file in a folder that exists")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise PermissionError(f"{path}: the folder cannot be written to")
 
 
 def _side(

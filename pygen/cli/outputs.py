@@ -19,10 +19,7 @@ def check(path: Path, model: Model) -> None:
     """Raises where samples of the model could not be written to a file: before the work, not after it."""
     if path.suffix not in (".png", ".npz"):
         raise ValueError(f"{path}: expected a name that ends in .png or .npz")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: expected a file in a folder that exists")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise PermissionError(f"{path}: the folder cannot be written to")
+    check_place(path)
     if path.suffix == ".png":
         need("a picture", "train", "matplotlib", "PIL")
         from .. import figures
@@ -30,6 +27,14 @@ def check(path: Path, model: Model) -> None:
         if not figures.drawable(model.shape, model.levels):
             shape = " x ".join(map(str, model.shape))
             raise ValueError(f"{path}: samples of shape {shape} cannot be drawn: expected a name that ends in .npz")
+
+
+def check_place(path: Path) -> None:
+    """Raises where a file cannot be written."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: expected a file in a folder that exists")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{path}: the folder cannot be written to")
 
 
 def write(path: Path, model: Model, x: Tensor, labels: Tensor | None, columns: int | None = None) -> None:

@@ -91,6 +91,12 @@ def nuclear_norm(b: Tensor) -> Tensor:
     return norm
 
 
+def _shared(b: Tensor) -> Tensor:
+    """The same, differentiable; the polar iteration, of whose factor the gradient is made, only where one is wanted."""
+    norm: Tensor = ops.polar(b)[1] if b.requires_grad else nuclear_norm(b)
+    return norm
+
+
 def _trace(sigma1: Tensor, sigma2: Tensor, accurate: bool) -> Tensor:
     if not accurate:
         trace, bound = ops.trace_sqrt_product(sigma1, sigma2)
@@ -222,7 +228,7 @@ class FrechetReference:
         mean = x.mean(0)
         centred = (x - mean) / (len(x) - 1) ** 0.5  # [N, d]
         with without_autocast(x):
-            shared = ops.polar(lower.mT @ centred.mT)[1]
+            shared = _shared(lower.mT @ centred.mT)
         distance: Tensor = (mean - mu).square().sum() + trace + centred.square().sum() - 2 * shared
         return distance
 
@@ -254,6 +260,5 @@ def frechet_distance_from_features(x: Tensor, y: Tensor | FrechetReference) -> T
             torch.linalg.qr(side, mode="r")[1] if len(side) > side.shape[1] and not side.requires_grad else side
             for side in sides
         )  # [N or d, d]: X or R of X = Q R has the same singular values beside anything
-        product = one @ two.mT
-        shared = ops.polar(product)[1] if product.requires_grad else nuclear_norm(product)
+        shared = _shared(one @ two.mT)
     return rest - 2 * shared

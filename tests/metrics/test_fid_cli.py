@@ -134,7 +134,7 @@ def test_features_and_others(features: Callable[..., tuple[Path, np.ndarray]], t
     for other in (b, tmp_path / "c.npz", tmp_path / "d.npz"):
         assert json.loads(said(a, other, "--features", "--json")) == {
             "frechet_distance": expected,
-            "extractor": "none: given features",
+            "extractor": "given features",
             "features": 8,
         }
     assert said(a, b, "--features").startswith("FD (given features):  ")
@@ -332,6 +332,9 @@ def test_bad_options(photos: tuple[Path, Path], tmp_path: Path, monkeypatch: pyt
     assert "got both" in refused("fid", "digits", "digits", "--no-cache", "--cache", tmp_path)
     assert refused("fid", "--save-stats", a, tmp_path / "b.txt").endswith("ends in .npz, for statistics")
     assert refused("fid", "--save-stats", a, tmp_path / "no" / "b.npz").endswith("a file in a folder that exists")
+    np.save(tmp_path / "f.npy", np.eye(4))
+    options = ("--features", "--load", "size=4")
+    assert "whose option it is" in refused("fid", tmp_path / "f.npy", tmp_path / "f.npy", *options)
     assert refused("fid", a, b, "--device", "abacus").startswith("expected a device such as")
     assert "expected images, got Toy" in refused("fid", "moons", "digits")
     assert invoke("fid", a, b, "--dims", 65).exit_code == 2
