@@ -146,9 +146,6 @@ inline bool small_tasks(const CouplingArgs& a) {
   return a.pieces == 1 && per_row * a.rows_per_chunk < kBlock;
 }
 
-template <class X>
-using Arithmetic = std::conditional_t<std::is_same_v<X, double>, double, float>;
-
 // What is packed together: `rows` stretches of n elements, each from a row of its own.
 struct Packed {
   int64_t task, offset, n;

@@ -261,17 +261,25 @@ inline void tridiagonalise(const Workers& workers, const Triangle& a, double* di
       const auto part_end = [&](int64_t task) {
         return task == tasks - 1 ? i : int64_t(double(i) * std::sqrt(double(task + 1) / double(tasks))) / 8 * 8;
       };
-      constexpr int64_t kDots = 4;
-      workers(tasks + tiles(k, kDots), [&](int64_t task) {
-        if (task < tasks) {
-          multiply_rows(a, task ? part_end(task - 1) : 0, part_end(task), x, parts + task * stride);
-        } else {
-          for (int64_t q = (task - tasks) * kDots; q < std::min(k, (task - tasks + 1) * kDots); ++q) {
-            a_v[q] = dot(w + q * stride, x, i);
-            a_w[q] = dot(v + q * stride, x, i);
-          }
+      const auto dots = [&](int64_t first, int64_t last) {
+        for (int64_t q = first; q < last; ++q) {
+          a_v[q] = dot(w + q * stride, x, i);
+          a_w[q] = dot(v + q * stride, x, i);
         }
-      });
+      };
+      if (tasks == 1) {  // less work than what threads take to wake
+        multiply_rows(a, 0, i, x, parts);
+        dots(0, k);
+      } else {
+        constexpr int64_t kDots = 4;
+        workers(tasks + tiles(k, kDots), [&](int64_t task) {
+          if (task < tasks) {
+            multiply_rows(a, task ? part_end(task - 1) : 0, part_end(task), x, parts + task * stride);
+          } else {
+            dots((task - tasks) * kDots, std::min(k, (task - tasks + 1) * kDots));
+          }
+        });
+      }
       std::copy_n(parts + (tasks - 1) * stride, padded, p);
       for (int64_t task = 0; task + 1 < tasks; ++task) {
         const double* part = parts + task * stride;
@@ -294,7 +302,8 @@ inline void tridiagonalise(const Workers& workers, const Triangle& a, double* di
 // with anything; false if they do not converge. The QL iteration in squares of Pal, Walker and Kahan: Parlett, The
 // Symmetric Eigenvalue Problem, section 8.15. Elements are to be of the order of 1.
 inline bool eigenvalues(double* diagonal, double* off, int64_t n) {
-  constexpr double kEps = std::numeric_limits<double>::epsilon() / 2, kFloor = kEps * kEps * kEps * kEps;
+  constexpr double kEps = std::numeric_limits<double>::epsilon() / 2, kFloor = kEps * kEps * kEps * kEps,
+                   kTiny = 1e-140;
   double *d = diagonal, *e = off;
   if (std::abs(d[n - 1]) < std::abs(d[0])) {  // it finds eigenvalues from the top, where small ones should be
     std::reverse(d, d + n);
@@ -313,15 +322,18 @@ inline bool eigenvalues(double* diagonal, double* off, int64_t n) {
     // shift: the eigenvalue of the first two rows that is closer to d[l]
     const double root = std::sqrt(e[l]), g = (d[l + 1] - d[l]) / (2 * root);
     const double shift = d[l] - root / (g + std::copysign(std::hypot(g, 1.0), g));
+    // In the book's terms c = p / r and s = square / r; gamma and p wait for one division each here, not for three.
     double c = 1, s = 0, gamma = d[m] - shift, p = gamma * gamma;
     for (int64_t i = m - 1; i >= l; --i) {
-      const double square = e[i], r = p + square, old_c = c, old_gamma = gamma;
+      const double square = e[i], r = p + square, old_gamma = gamma;
       e[i + 1] = s * r;  // of i = m - 1: 0, which separates what is below
-      c = p / r;
-      s = square / r;
-      gamma = c * (d[i] - shift) - s * old_gamma;
+      const double gamma_r = p * (d[i] - shift) - square * gamma, next = gamma_r * gamma_r / (r * p);
+      gamma = gamma_r / r;
       d[i + 1] = old_gamma + (d[i] - gamma);
-      p = c != 0 ? gamma * gamma / c : old_c * square;
+      s = square / r;
+      const double old_c = c;
+      c = p / r;
+      p = p > kTiny ? next : old_c * square;
     }
     e[l] = s * p;
     d[l] = shift + gamma;
@@ -374,8 +386,6 @@ inline void trace_sqrt_product(const Workers& workers, const double* sigma1, con
   *trace = std::ldexp(sum, exponent);
   *bound = std::ldexp(error, exponent);
 }
-
-constexpr FrechetKernels frechet_kernels() { return {trace_sqrt_product}; }
 
 }  // namespace
 }  // namespace CPU_CAPABILITY

@@ -4,10 +4,20 @@
 
 namespace pygen {
 
+struct PolarArgs {
+  const void* b;  // [n, n]
+  int64_t n;
+  const void* q;  // [m, n], orthonormal columns: polar [m, n] is that of q b; or null: polar [n, n] is that of b
+  int64_t m;
+  bool transpose;  // polar is [n, m], that of the transpose of q b
+  void *polar, *norm;
+};
+
 struct FrechetKernels {
   // One problem: sigma1, sigma2 [d, d] in rows, of which the lower triangles are read.
   void (*trace_sqrt_product)(const Workers&, const double* sigma1, const double* sigma2, int64_t d, double* trace,
                              double* bound);
+  void (*polar[2])(const Workers&, const PolarArgs&);  // one problem in float, in double
 };
 
 }  // namespace pygen

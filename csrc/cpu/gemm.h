@@ -58,7 +58,7 @@ template <class T>
 constexpr int kTileColumns = kTileVectors * Vec<T>::size();
 
 constexpr int64_t kDepth = 256;                 // of a packed block: a panel of A stays in the first-level cache
-constexpr int64_t kBlockRows = 12 * kTileRows;  // of C in one task; what it reads of B stays in the second-level cache
+constexpr int64_t kBlockRows = 16 * kTileRows;  // of C in one task; what it reads of B stays in the second-level cache
 constexpr int64_t kBlockPanels = 8;
 
 // out [kTileRows, kTileColumns] = a b, with a [depth, kTileRows] and b [depth, kTileColumns].
@@ -156,21 +156,20 @@ struct Product {
 template <class T, class S>
 void multiply(const Workers& workers, const Product& p, double alpha, const Operand<T>& a, const Operand<T>& b, S* c,
               int64_t stride, std::type_identity_t<T>* scratch) {
-  constexpr int64_t kColumns = kTileColumns<T>, kBlockColumns = kBlockPanels * kColumns, kPacked = 16;
+  constexpr int64_t kColumns = kTileColumns<T>, kBlockColumns = kBlockPanels * kColumns, kPacked = 32;
+  constexpr int64_t kChain = std::is_same_v<T, S> ? kDepth : kDepth / 2;  // terms of a sum that is to be rounded to T
   const int64_t a_panels = tiles(p.rows, kTileRows), b_panels = tiles(p.columns, kColumns);
   const int64_t blocks = tiles(p.columns, kBlockColumns);
   T* const packed_b = scratch + a_panels * kTileRows * std::min(p.depth, kDepth);
   for (int64_t k0 = 0; k0 < p.depth; k0 += kDepth) {
     const int64_t k1 = std::min(p.depth, k0 + kDepth), depth = k1 - k0;
-    const int64_t a_tasks = tiles(a_panels, kPacked), b_tasks = tiles(b_panels, kPacked);
-    workers(a_tasks + b_tasks, [&](int64_t task) {
-      if (task < a_tasks) {
-        for (int64_t i = task * kPacked; i < std::min(a_panels, (task + 1) * kPacked); ++i) {
+    workers(tiles(a_panels + b_panels, kPacked), [&](int64_t task) {
+      for (int64_t i = task * kPacked; i < std::min(a_panels + b_panels, (task + 1) * kPacked); ++i) {
+        if (i < a_panels) {
           pack_panel<kTileRows>(a, i * kTileRows, p.rows, k0, k1, scratch + i * kTileRows * depth);
-        }
-      } else {
-        for (int64_t j = (task - a_tasks) * kPacked; j < std::min(b_panels, (task - a_tasks + 1) * kPacked); ++j) {
-          pack_panel<kColumns>(b, j * kColumns, p.columns, k0, k1, packed_b + j * kColumns * depth);
+        } else {
+          const int64_t j = (i - a_panels) * kColumns;
+          pack_panel<kColumns>(b, j, p.columns, k0, k1, packed_b + j * depth);
         }
       }
     });
@@ -183,17 +182,19 @@ void multiply(const Workers& workers, const Product& p, double alpha, const Oper
         for (int64_t j = task % blocks * kBlockColumns; j < (p.lower ? std::min(j1, i + rows) : j1); j += kColumns) {
           const int64_t columns = std::min(kColumns, j1 - j);
           const int64_t from = b.first(j, a.first(i, k0)), to = b.last(j + columns, a.last(i + rows, k1));
-          if (from >= to && (p.add || k0 > 0)) continue;
-          multiply_tile(scratch + i * depth + (from - k0) * kTileRows, packed_b + j * depth + (from - k0) * kColumns,
-                        to - from, tile);
-          for (int64_t r = 0; r < rows; ++r) {
-            const int64_t n = p.lower ? std::min(columns, i + r + 1 - j) : columns;
-            S* out = c + (i + r) * stride + j;
-            const T* in = tile + r * kColumns;
-            if (p.add || k0 > 0) {
-              for (int64_t q = 0; q < n; ++q) out[q] += S(alpha) * S(in[q]);
-            } else {
-              for (int64_t q = 0; q < n; ++q) out[q] = S(alpha) * S(in[q]);
+          bool add = p.add || k0 > 0;
+          for (int64_t k = from; k < to || !add; k += kChain, add = true) {
+            multiply_tile(scratch + i * depth + (k - k0) * kTileRows, packed_b + j * depth + (k - k0) * kColumns,
+                          std::min(kChain, to - k), tile);
+            for (int64_t r = 0; r < rows; ++r) {
+              const int64_t n = p.lower ? std::min(columns, i + r + 1 - j) : columns;
+              S* out = c + (i + r) * stride + j;
+              const T* in = tile + r * kColumns;
+              if (add) {
+                for (int64_t q = 0; q < n; ++q) out[q] += S(alpha) * S(in[q]);
+              } else {
+                for (int64_t q = 0; q < n; ++q) out[q] = S(alpha) * S(in[q]);
+              }
             }
           }
         }

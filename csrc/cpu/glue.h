@@ -5,6 +5,8 @@
 #include <ATen/ops/empty_native.h>
 
 #include <optional>
+#include <type_traits>
+#include <utility>
 
 #include "types.h"
 
@@ -15,10 +17,10 @@ namespace pygen {
 inline const c10::DispatchKeySet kDefaultKernel(c10::DispatchKey::PrivateUse3);
 
 // Calls it, which raises what is to be raised, or computes what the native kernel lacks. `op` is the caller.
-template <class R, class... P, class... Args>
-R refuse(const char* name, R (*)(P...), const Args&... args) {
+template <class R, class... P>
+R refuse(const char* name, R (*)(P...), std::type_identity_t<P>... args) {
   const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<R(P...)>();
-  return op.redispatch(kDefaultKernel, args...);
+  return op.redispatch(kDefaultKernel, std::forward<P>(args)...);
 }
 
 // at::empty without the dispatcher, half a microsecond cheaper

@@ -2,6 +2,7 @@
 #pragma once
 #include "coupling_args.h"
 #include "frechet_args.h"
+#include "moments_args.h"
 #include "random_args.h"
 
 namespace pygen {
@@ -12,7 +13,7 @@ struct ProbeKernels {
   double (*fma64)(int64_t n);
 };
 
-struct Table : CouplingKernels, RandomKernels, FrechetKernels, ProbeKernels {};
+struct Table : CouplingKernels, RandomKernels, FrechetKernels, MomentsKernels, ProbeKernels {};
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -2,7 +2,8 @@
 #include <Python.h>
 
 #include "coupling.h"
-#include "frechet.h"
+#include "moments.h"
+#include "polar.h"
 #include "probe.h"
 #include "random.h"
 #include "table.h"
@@ -11,7 +12,7 @@ namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-const Table kTable{coupling_kernels(), random_kernels(), frechet_kernels(), probe_kernels()};
+const Table kTable{coupling_kernels(), random_kernels(), frechet_kernels(), moments_kernels(), probe_kernels()};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tier", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 

@@ -24,6 +24,9 @@ namespace {
 template <class T>
 using Vec = at::vec::Vectorized<T>;
 
+template <class X>  // of a storage type
+using Arithmetic = std::conditional_t<std::is_same_v<X, double>, double, float>;
+
 constexpr int64_t kBlock = 512;  // elements that are handled together
 
 // Comparisons as the ISA holds them: a mask register, or a vector.

@@ -23,6 +23,7 @@ KERNELS = [
     "backward_(block|rows)<float",
     "backward_(block|rows)<double",
     r"fill_sample<\(pygen::Distribution\)2>",  # normals
+    "multiply_tile<float>",
     "multiply_tile<double>",
     "fma_chains<float>",
     "fma_chains<double>",
