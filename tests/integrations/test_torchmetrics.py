@@ -114,6 +114,7 @@ def test_inception(tmp_path: Path, antialias: bool, resize: str, normalize: bool
 
 
 @pytest.mark.peer
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_a_metric_among_metrics() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     assert isinstance(ours(), torchmetrics.Metric)
@@ -221,6 +222,7 @@ class Slice(nn.Module):
         return x[:, :3].float()
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
 def test_it_works() -> None:
     check()
 

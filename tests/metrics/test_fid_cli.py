@@ -24,7 +24,7 @@ from ..training.test_kills import ENVIRONMENT
 from . import peers
 
 pytest.importorskip("safetensors")
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 
 
 def said(*arguments: object) -> str:
@@ -91,6 +91,35 @@ def test_folders(photos: tuple[Path, Path], weights: Path) -> None:
     assert abs(value(a, a, "--weights", weights)) < 1e-10
     other = value(a, b, "--weights", weights, "--dims", "64", "--resize", "torch-fidelity")
     assert other != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.peer
+def test_pytorch_fid(tmp_path: Path, weights: Path) -> None:
+    """The same number from the same folders and weights, and from each other's statistics."""
+    score = peers.pytorch_fid().fid_score
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for k, folder in enumerate(folders):
+        for i in range(70):
+            coarse = Image.fromarray(pixels(4 + k, 4 + k, 3, seed=i))
+            folder.mkdir(exist_ok=True)
+            coarse.resize((32, 24), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
+    inception = peers.pytorch_fid_network()
+    options = (inception, 50, 64, "cpu", 0)
+    theirs = [score.compute_statistics_of_path(str(folder), *options) for folder in folders]
+    expected = pytest.approx(with_root(*theirs[0], *theirs[1]), rel=1e-4)
+    ours = ("--weights", weights, "--dims", 64)
+    assert value(*folders, *ours) == expected
+    np.savez_compressed(tmp_path / "theirs.npz", mu=theirs[1][0], sigma=theirs[1][1])
+    assert value(folders[0], tmp_path / "theirs.npz", *ours) == expected
+    said("--save-stats", folders[0], tmp_path / "ours.npz", *ours)
+    mine = score.compute_statistics_of_path(str(tmp_path / "ours.npz"), *options)
+    assert with_root(*mine, *theirs[1]) == expected
+
+
+def with_root(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """pytorch-fid's formula; its own call of sqrtm has an argument that SciPy 1.18 does not know any more."""
+    root = pytest.importorskip("scipy.linalg").sqrtm(sigma1 @ sigma2).real
+    return float(((mu1 - mu2) ** 2).sum() + np.trace(sigma1 + sigma2 - 2 * root))
 
 
 def test_a_folder_of_folders(photos: tuple[Path, Path], weights: Path, tmp_path: Path) -> None:
@@ -278,9 +307,9 @@ def test_mixed_sizes(tmp_path: Path) -> None:
 def test_bad_statistics(photos: tuple[Path, Path], weights: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", foo=np.zeros(3))
     sentence = refused("fid", tmp_path / "other.npz", photos[0], "--weights", weights)
-    assert sentence == f"{tmp_path / 'other.npz'}: expected the arrays mu and sigma, got foo (without mu and sigma)"
+    assert sentence == f"{tmp_path / 'other.npz'}: expected an .npz with the arrays mu and sigma, got the arrays foo"
     np.savez(tmp_path / "half.npz", mu=np.zeros(3))
-    assert refused("fid", tmp_path / "half.npz", photos[0]).endswith("got mu (without sigma)")
+    assert refused("fid", tmp_path / "half.npz", photos[0]).endswith("got the arrays mu")
     (tmp_path / "broken.npz").write_bytes(b"PK")
     assert refused("fid", tmp_path / "broken.npz", photos[0]).startswith(f"{tmp_path / 'broken.npz'}: expected")
     for d in (64, 3):
