@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..nn._arguments import check_integer
 from .frechet import FrechetReference, _features
 
 
 class FeatureQueue:
     """The most recent features of a training run, without gradient: what a batch's distance is measured together with.
 
-    size: how many features are kept, >= 1; the oldest leave first.
+    size: how many features are kept, >= 1; the oldest leave first. NaN is kept as well, and makes NaN of every distance
+        until it has left.
     """
 
     def __init__(self, size: int) -> None:
-        if size < 1:
-            raise ValueError(f"expected size >= 1, got {size}")
+        check_integer("size", size, 1)
         self.size = size
         self._rows: Tensor | None = None  # [size, d], written in turns
         self._next, self._count = 0, 0
@@ -29,6 +30,8 @@ class FeatureQueue:
 
     def push(self, features: Tensor) -> None:
         """Adds features [N, d], in place of the oldest; of more than `size` the last ones."""
+        if not isinstance(features, Tensor):
+            raise TypeError(f"expected features as a tensor [N, d], got {type(features).__name__}")
         features = features.detach()
         if features.dim() != 2:
             raise ValueError(f"expected features [N, d], got {tuple(features.shape)}")
@@ -77,7 +80,8 @@ def frechet_loss(features: Tensor, reference: FrechetReference, *, queue: Featur
         the size of the whole population. The features get the gradient, and are pushed into the queue afterwards.
         Before there are enough, the population is smaller.
 
-    Returns a tensor [] in the dtype of the arithmetic. Differentiable once with respect to features; twice raises
+    Returns a tensor [] in the dtype of the arithmetic; NaN for NaN in a feature. Differentiable once with respect to
+    features; twice raises
     NotImplementedError. Where S is singular (N <= d) it is a subgradient. In float32 the loss is good to about 1e-6 of
     tr sigma + tr S. No host synchronisation once the factor is there. Takes 4 d^2 N operations, and the polar factor
     of a d x N matrix (`pygen.ops.polar`), for N > d too. Under torch.autocast the products stay as they are; on CUDA
@@ -85,6 +89,8 @@ def frechet_loss(features: Tensor, reference: FrechetReference, *, queue: Featur
 
     Raises ValueError for shapes, TypeError for dtypes.
     """
+    if not isinstance(reference, FrechetReference):
+        raise TypeError(f"expected reference as a FrechetReference, got {type(reference).__name__}")
     features = _features("features", features)
     population = features
     if queue is not None and len(queue):

@@ -14,6 +14,8 @@ from torch import Tensor, distributed
 
 from .. import files, ops, ranks
 from ..data._files import existing, reading
+from ..nn._arguments import check_integer
+from .frechet import checked_statistics
 
 
 class StreamingMoments:
@@ -21,14 +23,14 @@ class StreamingMoments:
 
     The first batch's mean is taken off all features, so that squares do not cancel, and so their products may be
     float32's (`pygen.ops.accumulate_moments`): distances come out as from two passes in float64, for means of up to 1e4
-    standard deviations.
+    standard deviations, as long as the first batch's mean is within some of the others'. A first batch that is k
+    standard deviations off costs float32 features k^2 times the rounding.
 
     d: number of features. device: where the sums are; None: where the first batch is.
     """
 
     def __init__(self, d: int, *, device: torch.device | str | None = None) -> None:
-        if type(d) is not int or d < 1:
-            raise ValueError(f"expected d >= 1 features, got {d!r}")
+        check_integer("d", d, 1)
         self.d, self.count = d, 0
         self._device = None if device is None else torch.device(device)
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None  # shift [d], total [d], scatter [d, d], lower triangle
@@ -41,6 +43,8 @@ class StreamingMoments:
 
         Raises ValueError for shapes, TypeError for dtypes. NaN is not looked for: it shows in the mean.
         """
+        if not isinstance(features, Tensor):
+            raise TypeError(f"expected features as a tensor [N, {self.d}], got {type(features).__name__}")
         features = features.detach()
         if features.dim() != 2 or features.shape[1] != self.d:
             raise ValueError(f"expected features [N, {self.d}], got {tuple(features.shape)}")
@@ -73,6 +77,7 @@ class StreamingMoments:
 
         Raises ValueError for count <= ddof.
         """
+        check_integer("ddof", ddof, 0)
         _, total, scatter = self._enough(ddof)
         lower = scatter.clone()
         _rank_one(lower, total, -1 / self.count)
@@ -85,6 +90,8 @@ class StreamingMoments:
 
     def merge(self, other: StreamingMoments) -> None:
         """Adds what another one has seen: the same, to rounding, as if this one had, in any order."""
+        if not isinstance(other, StreamingMoments):
+            raise TypeError(f"expected StreamingMoments to merge, got {type(other).__name__}")
         if other.d != self.d:
             raise ValueError(f"expected moments of {self.d} features, got {other.d}")
         if other._sums is None:
@@ -136,9 +143,11 @@ class StreamingMoments:
         names, d = ("shift", "total", "scatter"), self.d
         if state.keys() != {"count", *names}:
             raise ValueError(f"expected the keys count, {', '.join(names)}, got {', '.join(map(str, state)) or 'none'}")
+        check_integer("count", state["count"], 0)
         for name, shape in zip(names, ((d,), (d,), (d, d)), strict=True):
-            if tuple(state[name].shape) != shape:
-                raise ValueError(f"expected {name} {shape}, got {tuple(state[name].shape)}")
+            if not isinstance(state[name], Tensor) or tuple(state[name].shape) != shape:
+                got = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
+                raise ValueError(f"expected {name} {shape}, got {got}")
         device = self._device or state["shift"].device
         shift, total, scatter = (state[name].to(device, torch.float64, copy=True) for name in names)
         self.count = int(state["count"])
@@ -160,21 +169,19 @@ def _rank_one(matrix: Tensor, v: Tensor, factor: float) -> None:
 def save_statistics(path: str | os.PathLike[str], mu: Any, sigma: Any, *, count: int | None = None) -> None:
     """Writes mu [d] and sigma [d, d], float64, to an .npz that pytorch-fid and clean-fid read.
 
-    count: of samples, kept beside them. The file is whole at every moment. Raises ValueError for another suffix.
+    count: of samples, kept beside them. The file is whole at every moment. Raises ValueError for another suffix, and as
+    `frechet_distance` for what is no mean and covariance.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: expected a name that ends in .npz")
-    arrays = {"mu": _numpy(mu), "sigma": _numpy(sigma)}
+    mean, covariance = checked_statistics(mu, sigma)
+    arrays = {"mu": mean.cpu().numpy(), "sigma": covariance.cpu().numpy()}
     if count is not None:
         arrays["count"] = np.array(count)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     files.write(path, file.getvalue())
-
-
-def _numpy(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, np.float64)
 
 
 def load_statistics(path: str | os.PathLike[str], *, keys: tuple[str, str] = ("mu", "sigma")) -> tuple[Tensor, Tensor]:

@@ -148,6 +148,7 @@ register(
     OpSpec(
         name="polar",
         function=nuclear_norm,
+        library=True,
         reference=true_nuclear_norm,
         outputs=("norm",),
         roles={"b": "data"},

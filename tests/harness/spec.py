@@ -103,6 +103,7 @@ class OpSpec:
     allowance: bounds of its own, for a mode that cannot meet the general one (see `tolerance`): from the float64
         inputs, outputs and upstream gradients to an absolute error for some outputs or gradients ("grad_<input>").
         A gradient with such a bound may be NaN where its sample has one; see `checks.nan_containment`.
+    library: it calls LAPACK: the same bits are promised for the same number of threads only.
     exact: it draws: outputs are the reference's bit by bit, on every backend and for any dtype; and NaN raises.
     skips: for a backward op, {option that asks for a gradient: index of that output}; its output is empty if False.
     """
@@ -124,6 +125,7 @@ class OpSpec:
     huge_gb: float = 0
     keeps: Callable[[Sample], frozenset[str]] | None = None
     allowance: Callable[..., Mapping[str, Any]] = no_allowance
+    library: bool = False
     exact: bool = False
     skips: Mapping[str, int] = field(default_factory=dict)
     dtypes: tuple[Dtypes, ...] = (F32, F64, BF16, F16)

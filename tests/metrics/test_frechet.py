@@ -153,6 +153,27 @@ def test_float32_features_lose_float32s_digits_only() -> None:
     assert float(frechet_distance_from_features(x.float(), y.float())) == pytest.approx(float(expected), rel=3e-6)
 
 
+@pytest.mark.parametrize("n", [520, 4000])
+def test_near_equal_statistics(n: int) -> None:
+    """What is wanted is a small difference of large traces: eigenvalues alone are 1e-7 of these off."""
+    x = features("x", n, 512, 1.0)
+    x *= (98 / x.var(0).sum()).sqrt()
+    one = FrechetReference.from_features(x)
+    assert abs(float(one.distance(one.mu, one.sigma))) < 1e-10
+    y = x + 1e-4 * random("noise", n, 512)
+    two = FrechetReference.from_features(y)
+    expected = float(frechet_distance_from_features(x, y))
+    assert float(one.distance(two.mu, two.sigma)) == pytest.approx(expected, rel=1e-4, abs=1e-12)
+
+
+def test_steep_spectra_to_a_millionth() -> None:
+    scale = torch.logspace(0, -8, 128).double()
+    x, y = random("x", 1000, 128) * scale, random("y", 1000, 128) * scale
+    one, two = FrechetReference.from_features(x), FrechetReference.from_features(y)
+    expected = float(frechet_distance_from_features(x, y))
+    assert float(one.distance(two.mu, two.sigma)) == pytest.approx(expected, rel=1e-6)
+
+
 # --- what breaks other libraries --------------------------------------------------------------------------------------
 
 
@@ -187,6 +208,9 @@ def test_eps_is_the_peers_and_biases_low() -> None:
         float(rest - 2 * trace_sqrt_product(one.sigma + ridge, two.sigma + ridge)), rel=1e-12
     )
     assert biased < plain - 1e-5
+    regular, four = torch.eye(3).double(), 4 * torch.eye(3).double()
+    lower = frechet_distance(MU, regular, MU, four, eps=1e-3) - frechet_distance(MU, regular, MU, four)
+    assert float(lower) == pytest.approx(-1e-3 * 3 * 2.5, rel=1e-2)  # -eps tr (s1 s2)^(-1/2) (s1 + s2)
 
 
 @pytest.mark.peer
@@ -239,12 +263,65 @@ MU, SIGMA = torch.zeros(3).double(), torch.eye(3).double()
         ((MU, -SIGMA, MU, SIGMA), ValueError, "negative variance"),
         ((MU, SIGMA + torch.ones(3).double().diag(0).roll(1, 0), MU, SIGMA), ValueError, "not symmetric"),
         ((MU.long(), SIGMA, MU, SIGMA), TypeError, "int64"),
+        ((MU[:2], torch.tensor([[1.0, 2], [2, 1]]), MU[:2], SIGMA[:2, :2]), ValueError, "variances allow"),
+        ((MU[:2], torch.tensor([[0.0, 1], [1, 0]]), MU[:2], SIGMA[:2, :2]), ValueError, "variances allow"),
+        ((MU, 2.2 * SIGMA - 1, MU, 2.2 * SIGMA - 1), ValueError, "eigenvalues from -0.8"),
+        ((MU, 1e200 * (SIGMA + torch.ones(3, 3).triu(1) / 2), MU, SIGMA), ValueError, "not symmetric"),
+        ((MU, 1e308 * SIGMA, MU, 1e308 * SIGMA), ValueError, "up to 1e+308"),
+        ((MU + 1e200, SIGMA, MU, SIGMA), ValueError, "up to 1e+200"),
+        ((None, SIGMA, MU, SIGMA), TypeError, "NoneType"),
+        ((np.ma.masked_less(np.zeros(3), 1), SIGMA, MU, SIGMA), TypeError, "mask"),
     ],
 )
 def test_bad_statistics(arguments: tuple[Tensor, ...], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match="expected") as caught:
         frechet_distance(*arguments)
     assert words in str(caught.value)
+
+
+def test_arrays_of_any_kind() -> None:
+    sigma = np.cov(random("cov", 5, 50).numpy())
+    expected = frechet_distance(np.zeros(5), sigma, np.ones(5), np.eye(5))
+    mapped = sigma.copy()
+    mapped.setflags(write=False)
+    for same in (
+        sigma[::-1, ::-1][::-1, ::-1],
+        sigma.astype(">f8"),
+        sigma.astype(np.longdouble),
+        np.asfortranarray(sigma),
+        mapped,
+    ):
+        assert frechet_distance(np.zeros(5), same, np.ones(5), np.eye(5)) == expected
+    tiny = 1e-200 * sigma
+    tiny[0, 1] *= 1 + 1e-14
+    assert frechet_distance(np.zeros(5), tiny, np.zeros(5), 4 * tiny) == pytest.approx(np.trace(tiny), rel=1e-9)
+
+
+def test_a_reference_is_a_copy() -> None:
+    mu, sigma = torch.zeros(3).double(), torch.eye(3).double()
+    reference, x = FrechetReference(mu, sigma), features("x", 10, 3)
+    expected = reference.to_features(x)
+    mu += 1
+    sigma *= 4
+    assert torch.equal(reference.to_features(x), expected)
+    assert type(reference.distance(np.zeros(3), np.eye(3))) is float
+
+
+def test_nan_features_give_nan() -> None:
+    x, y = features("x", 10, 3), features("y", 10, 3)
+    x[1, 2] = math.nan
+    reference = FrechetReference.from_features(y)
+    for leaf in (x, x.clone().requires_grad_()):
+        assert frechet_distance_from_features(leaf, y).isnan()
+        assert frechet_distance_from_features(y, leaf).isnan()
+        assert reference.to_features(leaf).isnan()
+
+
+def test_forward_mode_is_refused() -> None:
+    x, reference = features("x", 10, 3), FrechetReference(MU, SIGMA)
+    for other in (x, reference):
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.func.jvp(lambda t, other=other: frechet_distance_from_features(t, other), (x,), (x,))
 
 
 def test_gradients_are_refused_not_lost() -> None:

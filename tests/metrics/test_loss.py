@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pygen.metrics import FeatureQueue, FrechetReference, frechet_distance_from_features, frechet_loss
+from tests.harness.calls import random
 from tests.metrics.test_frechet import features
 
 
@@ -56,6 +57,14 @@ def test_float32() -> None:
     assert frechet_loss(x.bfloat16(), reference).dtype == torch.float32
 
 
+def test_float32_with_large_means() -> None:
+    a, b = (c * random(name, 2000, 20) + 1e4 for c, name in ((1.0, "a"), (1.1, "b")))
+    a, b = a.float(), b.float()
+    expected = frechet_distance_from_features(a.double(), b.double()).item()
+    assert frechet_loss(a, FrechetReference.from_features(b)).item() == pytest.approx(expected, abs=1e-6 * 40)
+    assert frechet_distance_from_features(a, b).item() == pytest.approx(expected, abs=1e-6 * 40)
+
+
 def test_autocast_changes_nothing() -> None:
     x, reference = features("x", 16, 32).float(), FrechetReference.from_features(features("y", 100, 32))
     expected = frechet_loss(x, reference)
@@ -101,6 +110,7 @@ def test_descent_reaches_zero(n: int, queue: int) -> None:
         optimizer.step()
         losses.append(loss.item())
     fresh = generator(torch.randn(5000, 8, dtype=torch.float64)).detach()
+    # To what populations of 64 tell of the truth. That it reaches 0 is shown above.
     assert float(frechet_distance_from_features(fresh, reference)) < 0.02 * losses[0]
 
 
@@ -133,3 +143,8 @@ def test_queue_keeps_the_latest() -> None:
         queue.push(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="size >= 1"):
         FeatureQueue(0)
+    with pytest.raises(TypeError, match="integer"):
+        FeatureQueue(2.5)
+    for call in (lambda: queue.push([[1.0]]), lambda: frechet_loss(torch.zeros(4, 2), torch.zeros(4, 2))):
+        with pytest.raises(TypeError, match="expected"):
+            call()

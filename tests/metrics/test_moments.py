@@ -134,6 +134,7 @@ def test_too_few() -> None:
         (torch.ones(2, 4), ValueError, "[N, 3], got (2, 4)"),
         (torch.ones(3), ValueError, "[N, 3], got (3,)"),
         (torch.ones(2, 3).long(), TypeError, "int64"),
+        (np.ones((2, 3)), TypeError, "ndarray"),
     ],
 )
 def test_bad_features(x: Tensor, error: type[Exception], words: str) -> None:
@@ -165,7 +166,8 @@ def test_state_dict() -> None:
         m.update(features("y", 20, 4))
     assert torch.equal(moments.covariance(), other.covariance())
     assert torch.equal(copy.deepcopy(moments).mean(), moments.mean())
-    for state in ({}, {**moments.state_dict(), "total": torch.zeros(5)}):
+    for wrong in ({"total": torch.zeros(5)}, {"shift": None}, {"count": -5}, {"more": 1}):
+        state = {**moments.state_dict(), **wrong}
         with pytest.raises(ValueError, match="expected"):
             other.load_state_dict(state)
 
@@ -218,3 +220,7 @@ def test_bad_files(tmp_path: Path) -> None:
         load_statistics(tmp_path / "none.npz")
     with pytest.raises(ValueError, match=r"ends in \.npz"):
         save_statistics(tmp_path / "a.npy", np.zeros(3), np.eye(3))
+    for mu, sigma in ((np.eye(3), np.zeros(3)), (np.zeros(3), np.eye(3) * np.nan)):
+        with pytest.raises(ValueError, match="expected"):
+            save_statistics(tmp_path / "new.npz", mu, sigma)
+    assert not (tmp_path / "new.npz").exists()
