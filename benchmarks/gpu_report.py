@@ -178,7 +178,7 @@ def main(budget: float, path: Path) -> None:
         bench("quick benchmark", 0.3 * budget, "--quick")
         if report.left() > 0.3 * budget:
             bench("benchmark", 0.6 * report.left())
-        test("contract", ["tests/contract", "tests/coupling"], report.left() - 5)
+        test("contract", ["tests/contract", "tests/coupling", "tests/frechet", "tests/metrics"], report.left() - 5)
 
     for stage in report.content["stages"]:
         click.echo(f"{stage['name']:16} {stage['status']:8} {stage['seconds']:6.1f} s")

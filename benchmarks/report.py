@@ -64,11 +64,16 @@ def ratio(line: Line, impl: str) -> str:
     return f"{row['ratio']:.2f}x" if row["ratio"] is not None else "-"
 
 
+def peers(line: Line) -> str:
+    """Names and ratios of the peers that were timed, and of the empty op."""
+    others = [impl for impl in line.by_impl if impl not in ("pygen", "eager", "compile")]
+    return ", ".join(f"{impl.removeprefix('peer:')} {ratio(line, impl)}" for impl in others) or "-"
+
+
 def cells(line: Line, host: dict[str, Any]) -> tuple[str, ...]:
     """One line of the table, in the order of HEAD."""
     ours, eager = line.timed("pygen"), line.timed("eager")
     mark = "*" if host["cases"].get(f"{line.op}/{line.case}", {}).get("beyond_llc") else ""
-    others = [impl for impl in line.by_impl if impl not in ("pygen", "eager", "compile")]
     time, spread, limit, memory = "WRONG", "-", "-", "-"
     if ours:
         time = seconds(ours["median_s"])
@@ -84,7 +89,7 @@ def cells(line: Line, host: dict[str, Any]) -> tuple[str, ...]:
         spread,
         ratio(line, "eager"),
         ratio(line, "compile"),
-        ", ".join(f"{impl.removeprefix('peer:')} {ratio(line, impl)}" for impl in others) or "-",
+        peers(line),
         limit,
         memory,
     )

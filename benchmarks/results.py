@@ -17,7 +17,7 @@ from .runner import JUDGED, Result
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-README_HEAD = ("case", "pygen", "eager", "torch.compile", "copy bandwidth reached")
+README_HEAD = ("case", "pygen", "eager", "torch.compile", "peers", "limit reached")
 
 
 def read(folder: Path) -> dict[str, Result]:
@@ -74,8 +74,12 @@ def readme_table(runs: dict[str, Result]) -> str:
             ours = line.timed("pygen")
             if ours and (line.op, line.case, line.mode) in wanted and line.heap == JUDGED:
                 baselines = [report.ratio(line, impl) for impl in ("eager", "compile")]
-                limit = f"{ours['pct_limit']:.0f} %"
-                body.append((f"{line.op} {line.case}", report.seconds(ours["median_s"]), *baselines, limit))
+                case, time, limit = (
+                    f"{line.op} {line.case}",
+                    report.seconds(ours["median_s"]),
+                    f"{ours['pct_limit']:.0f} %",
+                )
+                body.append((case, time, *baselines, report.peers(line), limit))
         if body:
             parts += [markdown_table(README_HEAD, body), f"{report.describe(result['host'])}."]
     return "\n\n".join(parts)
