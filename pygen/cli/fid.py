@@ -32,6 +32,7 @@ Examples:
   pygen fid --save-stats photos/ photos.npz
   pygen fid samples/ photos.npz --json
   pygen fid run digits               a model that pygen train made, and its data
+  pygen fid run other                two models
   pygen fid digits:test digits       two splits of the data
   pygen fid a.npy b.npy --features
   torchrun --nproc-per-node 2 -m pygen fid run digits"""
@@ -47,7 +48,7 @@ Examples:
     "--extractor",
     type=click.Choice(("auto", "inception", "classifier")),
     default="auto",
-    help="Whose features; auto: see above.",
+    help="Whose features; auto: a classifier's for models and labelled data, else Inception's.",
 )
 @click.option("--weights", metavar="PATH", help="Inception's: a file that pytorch-fid or torch-fidelity downloads.")
 @click.option(
@@ -64,7 +65,7 @@ Examples:
 @click.option("--cache", type=click.Path(path_type=Path), help="Where classifiers are kept.  [default: ~/.cache/pygen]")
 @click.option("--no-cache", is_flag=True, help="Train the classifier anew and keep nothing.")
 @click.option(
-    "--accurate", is_flag=True, help="Singular values at once: slower; for statistics, and more samples than features."
+    "--accurate", is_flag=True, help="Always sum singular values: slower; default: only where rounding asks for it."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, with torch-fidelity's key.")
 def fid(
