@@ -33,6 +33,7 @@ SWITCHES = {
     "PYGEN_BUILD_CUDA": "0 or 1: build no CUDA module, or insist on one",
     "FORCE_CUDA": "1: insist on a CUDA module, as PYGEN_BUILD_CUDA=1 does",
     "PYGEN_WERROR": "1: compiler warnings are errors",
+    "PYGEN_INCEPTION": "path of the weights of FID's Inception network",
     "ATEN_CPU_CAPABILITY": "default, avx2 or avx512: the best tier to use",
     "CXX": "the C++ compiler of the build",
     "CUDA_HOME": "the CUDA toolkit of the build",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,15 @@ from .. import data
 from ..metrics import classifier
 from ..metrics.features import Extractor
 from ..metrics.fid import FrechetSide
-from ..metrics.inception import Inception
+from ..metrics.inception import TAPS, Inception
+from ..models import checkpoint
 from ..progress import Progress
+from ..sampling import Samples
+from .errors import INPUT
 from .given import pairs
 from .sides import Source, split_of
+
+Labelled = tuple[str, data.Dataset, data.Dataset]  # name, train, test
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,25 @@ def given() -> Chosen:
     return Chosen(lambda x: x, "FD (given features)", facts={"extractor": "given features"})
 
 
-def automatic(sources: Sequence[Source]) -> str:
-    """A classifier where labelled data meets other data or a model's samples; Inception for files and statistics."""
-    labelled = any(isinstance(source, data.Dataset) and source.classes for source in sources)
-    return "classifier" if labelled and all(isinstance(source, data.Dataset) for source in sources) else "inception"
+def labelled(specs: Sequence[str], sources: Sequence[Source], loading: Sequence[str]) -> Labelled | None:
+    """The last source with labels; where there is none, the data with labels that the last model was trained on."""
+    both = list(zip(reversed(specs), reversed(sources), strict=True))
+    for spec, source in both:
+        if isinstance(source, data.Dataset) and source.classes is not None:
+            return _splits(split_of(spec)[0], pairs("--load", loading) or {})
+    for spec, source in both:
+        if isinstance(source, Samples):
+            training = checkpoint.read_config(Path(spec).expanduser()).get("training") or {}
+            with suppress(OSError, ImportError, LookupError, *INPUT):  # not by `pygen train`, or its data are elsewhere
+                found = _splits(training["data"], training["loading"])
+                if found[1].classes is not None:
+                    return found
+    return None
+
+
+def _splits(name: str, options: dict[str, Any]) -> Labelled:
+    train, test = (data.load(name, **{**options, "split": split}) for split in ("train", "test"))
+    return name, train, test
 
 
 def inception(
@@ -56,23 +76,32 @@ def inception(
         try:
             extractor = Inception(weights, taps=dims, resize=resize).to(device)
         except FileNotFoundError as error:
-            raise FileNotFoundError(str(error) if weights else f"{error}; pygen fid takes it by --weights") from None
+            hint = "; pygen fid takes it by --weights, and needs none to compare with labelled data"
+            raise FileNotFoundError(str(error) if weights else f"{error}{hint}") from None
     for spec, source in zip(specs, sources, strict=True):
         if isinstance(source, FrechetSide) and dims not in (None, source.d):
             raise ValueError(f"{spec}: expected statistics of {dims} features (--dims), got {source.d}")
+    if any(isinstance(source, FrechetSide) and source.d not in TAPS for source in sources):  # nothing of Inception's
+        return Chosen(extractor, "FD (given statistics)", facts={"extractor": "given statistics"})
     return Chosen(extractor, "FID", "frechet_inception_distance")
 
 
 def trained(
     specs: Sequence[str],
-    sources: Sequence[Source],
-    loading: Sequence[str],
+    found: Labelled | None,
     cache: Path | None,
+    no_cache: bool,
     device: torch.device,
     console: Console,
 ) -> Chosen:
-    """A classifier of the last source that has labels, trained on its training split. cache: None keeps nothing."""
-    name, train, test = _labelled(specs, sources, loading)
+    """A classifier of what `labelled` found. cache: None is the user's, without which it goes on if it has to."""
+    if found is None:
+        raise ValueError(
+            f"expected labels in {' or '.join(dict.fromkeys(specs))}, to train a classifier on, got none: give "
+            "--extractor inception and --weights, or --features for samples that are compared as they are"
+        )
+    name, train, test = found
+    folder = None if no_cache else cache or classifier.cache_folder()
     with ExitStack() as stack:
         bars: list[Progress] = []  # one, if anything is to be done
 
@@ -81,25 +110,17 @@ def trained(
                 bars.append(stack.enter_context(Progress(console, f"classifier of {name}", classifier.STEPS, "steps")))
             bars[0].advance(count, figure)
 
-        model, accuracy = classifier.cached_classifier(train, test, cache, advance=advance)
-    console.print(f"classifier trained on {name}: {accuracy:.1%} of {len(test)} held-out samples right", markup=False)
+        try:
+            model, accuracy = classifier.cached_classifier(train, test, folder, advance=advance)
+        except OSError as error:
+            if cache is not None or no_cache:
+                raise
+            console.print(f"{folder}: {error.strerror}: the classifier is not kept", markup=False)
+            model, accuracy = classifier.cached_classifier(train, test, None, advance=advance)
+    kept = "" if bars else ", kept from before"
+    right = f"{accuracy:.1%} of {len(test)} held-out samples right"
+    console.print(f"classifier trained on {name}{kept}: {right}", markup=False)
     title = f"FD (classifier trained on {name}, {classifier.FEATURES} features)"
     return Chosen(
         model.to(device), title, facts={"extractor": f"classifier trained on {name}", "held_out_accuracy": accuracy}
-    )
-
-
-def _labelled(
-    specs: Sequence[str], sources: Sequence[Source], loading: Sequence[str]
-) -> tuple[str, data.Dataset, data.Dataset]:
-    """The name and both splits of the last source with labels."""
-    for spec, source in zip(reversed(specs), reversed(sources), strict=True):
-        if isinstance(source, data.Dataset) and source.classes is not None:
-            name, _ = split_of(spec)
-            options = pairs("--load", loading) or {}
-            train, test = (data.load(name, **{**options, "split": split}) for split in ("train", "test"))
-            return name, train, test
-    raise ValueError(
-        f"expected labels in {' or '.join(dict.fromkeys(specs))}, to train a classifier on, got none: give "
-        "--extractor inception and --weights, or --features for samples that are compared as they are"
     )

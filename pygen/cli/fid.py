@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..metrics.inception import RESIZES
 from .errors import INPUT, failing
@@ -30,6 +32,7 @@ Examples:
   pygen fid --save-stats photos/ photos.npz
   pygen fid samples/ photos.npz --json
   pygen fid run digits               a model that pygen train made, and its data
+  pygen fid run other                two models
   pygen fid digits:test digits       two splits of the data
   pygen fid a.npy b.npy --features
   torchrun --nproc-per-node 2 -m pygen fid run digits"""
@@ -42,11 +45,18 @@ Examples:
 @click.option("--dims", type=click.Choice(("64", "192", "768", "2048")), help="Inception's layer.  [default: 2048]")
 @click.option("--save-stats", is_flag=True, help="Write statistics of A to the file B, an .npz, and stop.")
 @click.option(
-    "--extractor", type=click.Choice(("auto", "inception", "classifier")), default="auto", help="By what A and B are."
+    "--extractor",
+    type=click.Choice(("auto", "inception", "classifier")),
+    default="auto",
+    help="Whose features; auto: a classifier's for models and labelled data, else Inception's.",
 )
 @click.option("--weights", metavar="PATH", help="Inception's: a file that pytorch-fid or torch-fidelity downloads.")
 @click.option(
-    "--resize", type=click.Choice(tuple(RESIZES)), default=RESIZE, show_default=True, help="Inception's: whose."
+    "--resize",
+    type=click.Choice(tuple(RESIZES)),
+    default=RESIZE,
+    show_default=True,
+    help="Whose way to scale images for Inception.",
 )
 @click.option("--features", is_flag=True, help="A and B hold features: .npy, .npz, tables, points.")
 @click.option("--samples", type=click.IntRange(2), default=10_000, show_default=True, help="To draw from a model.")
@@ -54,7 +64,9 @@ Examples:
 @click.option("--load", "loading", multiple=True, metavar="NAME=VALUE", help="An option of the data; repeatable.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where classifiers are kept.  [default: ~/.cache/pygen]")
 @click.option("--no-cache", is_flag=True, help="Train the classifier anew and keep nothing.")
-@click.option("--accurate", is_flag=True, help="Singular values at once: slower, exact for any covariance.")
+@click.option(
+    "--accurate", is_flag=True, help="Always sum singular values: slower; default: only where rounding asks for it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, with torch-fidelity's key.")
 def fid(
     a: str,
@@ -82,16 +94,15 @@ def fid(
     that pygen train made; or data, as pygen train takes it, of which :test or :train takes one split.
 
     The distance is FID, `FID:  12.3`, if the features are Inception's, whose weights nothing here downloads. Where a
-    model or data meets labelled data, auto takes a classifier instead, trained on the training split of that data in
-    seconds and kept. Its distance is not FID and not called so: compare it with others to the same data alone.
+    model or data meets labelled data, or a model trained on such data, auto takes a classifier instead, trained on the
+    training split of that data in seconds and kept. Its distance is not FID and not called so; only distances by a
+    classifier of the same data compare with each other.
     """
     from rich.console import Console
 
     from .. import ranks
     from ..data import Dataset
-    from ..metrics.classifier import cache_folder
     from ..metrics.moments import save_statistics
-    from ..sampling import Samples
     from . import extractors, outputs
     from .sides import ROWS, Reading, open_side
 
@@ -104,6 +115,8 @@ def fid(
             if cache is not None and no_cache:
                 raise ValueError("expected --cache or --no-cache, got both")
             if save_stats:
+                if as_json or accurate:
+                    raise ValueError("expected --save-stats without --json and --accurate: it prints no distance")
                 if Path(b).suffix != ".npz":
                     raise ValueError(f"{b}: expected a name that ends in .npz, for statistics")
                 outputs.check_place(Path(b))
@@ -111,19 +124,18 @@ def fid(
             where = ranks.local_device(device)
             how = Reading(kind, loading, samples, seed, where)
             sources = [open_side(spec, how) for spec in specs]
-            if loading and not any(
-                isinstance(source, Dataset) and not isinstance(source, Samples) for source in sources
-            ):
-                raise ValueError("expected --load together with data, whose option it is")
+            found = None
+            if kind == "classifier" or (kind == "auto" and all(isinstance(source, Dataset) for source in sources)):
+                found = extractors.labelled(specs, sources, loading)
             if kind == "auto":
-                kind = extractors.automatic(sources)
+                kind = "classifier" if found else "inception"
+            _check_used(kind, sources)
             if kind == "features":
                 chosen = extractors.given()
             elif kind == "inception":
                 chosen = extractors.inception(specs, sources, weights, int(dims) if dims else None, resize, where)
             else:
-                folder = None if no_cache else cache or cache_folder()
-                chosen = extractors.trained(specs, sources, loading, folder, where, console)
+                chosen = extractors.trained(specs, found, cache, no_cache, where, console)
 
         with failing(ValueError):  # about samples, which are read now
             options = {
@@ -161,6 +173,28 @@ def _kind(features: bool, extractor: str, inception: bool, save_stats: bool) -> 
     return "inception" if inception or save_stats else extractor
 
 
+def _check_used(kind: str, sources: Sequence[Source]) -> None:
+    """Raises ValueError for options about what is not there."""
+    from ..data import Dataset
+    from ..metrics.fid import FrechetSide
+    from ..sampling import Samples
+
+    network = kind == "inception" and not all(isinstance(source, FrechetSide) for source in sources)
+    drawn = [isinstance(source, Samples) for source in sources]
+    loaded = [isinstance(source, Dataset) and not isinstance(source, Samples) for source in sources]
+    beside = {
+        "loading": (any(loaded), "data, whose option it is"),
+        **dict.fromkeys(("samples", "seed"), (any(drawn), "a model to draw from")),
+        **dict.fromkeys(("weights", "resize"), (network, "images, for Inception")),
+        **dict.fromkeys(("cache", "no_cache"), (kind == "classifier", "data that a classifier is trained on")),
+    }
+    context = click.get_current_context()
+    for option in context.command.params:
+        used, what = beside.get(str(option.name), (True, ""))
+        if not used and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+            raise ValueError(f"expected {option.opts[0]} together with {what}")
+
+
 def _side(
     spec: str,
     source: Source,
@@ -186,7 +220,8 @@ def _side(
                 batches = extract_features(source, extractor, **options, advance=progress.advance)
                 side = FrechetSide.from_features(batches, device=device)
             except ValueError as error:
-                raise ValueError(str(error) if spec in str(error) else f"{spec}: {error}") from error
+                named = not str(error).startswith("expected ")  # by the file or folder in front of it
+                raise ValueError(str(error) if named else f"{spec}: {error}") from error
     if side.count is not None and side.count < 2:
         raise ValueError(f"{spec}: expected at least 2 samples, got {side.count}")
     if side.count is not None and side.count <= side.d:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +51,7 @@ def open_side(spec: str, how: Reading) -> Source:
     if path.suffix == ".npz" and path.is_file() and _is_statistics(path, how):
         if how.kind == "classifier":
             raise ValueError(f"{spec}: expected samples, from which a classifier makes features, got statistics")
-        return FrechetSide.from_statistics(*load_statistics(path))
+        return _statistics(path)
     if how.kind == "features" and path.suffix in (".npy", ".npz"):
         return FrechetSide.from_features(_rows(existing(path)), device=how.device)
     pictures = path.is_dir() and not find_idx(path) and not find_cifar(path)
@@ -83,9 +86,19 @@ def _pictures(folder: Path) -> ImageFiles:
 
 def _is_statistics(path: Path, how: Reading) -> bool:
     """Whether an .npz holds statistics, or at least nothing else that could be meant."""
-    with reading(path, "an .npz of arrays"), np.load(path, allow_pickle=False) as arrays:
-        names = set(arrays.files)
+    with _npz(path, "an .npz of arrays") as arrays:
+        names = set(arrays)
     return bool(names & {"mu", "sigma"}) or (how.kind != "features" and not names & _IMAGES)
+
+
+def _statistics(path: Path) -> FrechetSide:
+    mu, sigma = load_statistics(path)
+    with _npz(path, "the number of samples as count") as arrays:
+        count = int(arrays["count"]) if "count" in arrays else None
+    try:
+        return FrechetSide.from_statistics(mu, sigma, count=count)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _rows(path: Path) -> Iterator[Tensor]:
@@ -104,8 +117,17 @@ def _rows(path: Path) -> Iterator[Tensor]:
 
 
 def _read_npz(path: Path) -> np.ndarray:
-    with reading(path, "an .npz of features"), np.load(path, allow_pickle=False) as arrays:
-        names = [name for name in _FEATURES if name in arrays.files]
+    with _npz(path, "an .npz of features") as arrays:
+        names = [name for name in _FEATURES if name in arrays]
         if not names:
-            raise ValueError(f"{', '.join(arrays.files) or 'nothing'}, and none of {', '.join(_FEATURES)}")
+            raise ValueError(f"{', '.join(arrays) or 'nothing'}, and none of {', '.join(_FEATURES)}")
         return np.asarray(arrays[names[0]])
+
+
+@contextmanager
+def _npz(path: Path, expected: str) -> Iterator[Mapping[str, Any]]:
+    with reading(path, expected):
+        if not zipfile.is_zipfile(path):
+            raise ValueError("a file that is none or truncated")
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays

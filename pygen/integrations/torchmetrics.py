@@ -124,7 +124,8 @@ class FrechetInceptionDistance(_Base):
     kwargs: those of `torchmetrics.Metric`; without torchmetrics there are none.
 
     What differs: no other package is needed; the distance is `frechet_distance`, right for any number of samples,
-    faster, and never NaN; sums are of features less a shift, near their mean, in float64 whatever `set_dtype` says.
+    faster, and NaN only where features are; sums are of features less a shift, near their mean, in float64 whatever
+    `set_dtype` says.
     Therefore the states are two, `real_features_moments` and `fake_features_moments` [3 + d, d] (number of samples,
     shift, total and lower triangle of the scatter, as in `StreamingMoments`), which `sync` and `merge_state` merge by a
     reduction of their own. What torchmetrics calls real_features_sum, real_features_cov_sum, real_features_num_samples,
@@ -200,13 +201,18 @@ class FrechetInceptionDistance(_Base):
             counts += len(features)
 
     def compute(self) -> Tensor:
-        """The distance, a scalar in the dtype of the features."""
+        """The distance, a scalar in the dtype of the features; NaN where one of these was NaN or infinite."""
         real, fake = (_moments(self._synchronised(state)) for state in _STATES)
         if real.count < 2 or fake.count < 2:
             raise RuntimeError(
                 f"expected at least 2 samples, real and generated, for a distance, got {real.count} and {fake.count}"
             )
-        return torch.as_tensor(frechet_distance(*real.statistics(), *fake.statistics())).to(self.orig_dtype)
+        statistics = *real.statistics(), *fake.statistics()
+        if all(part.isfinite().all() for part in statistics):
+            distance = torch.as_tensor(frechet_distance(*statistics))
+        else:
+            distance = statistics[0].new_tensor(torch.nan)
+        return distance.to(self.orig_dtype)
 
     def reset(self) -> None:
         """Forgets the samples seen, but real ones if `reset_real_features` is False."""

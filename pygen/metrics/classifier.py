@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ def cached_classifier(
     """`train_classifier`, or what it made earlier of the same data: kept in a folder, by a hash of what decides it.
 
     folder: None keeps nothing. A file that cannot be read counts as none. Under torch.distributed rank 0 trains, and
-    all get the same. Raises OSError where the folder cannot be written to.
+    all get the same. Raises OSError where the folder cannot be written to, before any training.
     """
     _check(train)
     assert train.classes is not None
@@ -137,9 +138,12 @@ def cached_classifier(
             with contextlib.suppress(ValueError):  # broken
                 state, header = checkpoint.unpack(path)
                 return state, float(header["accuracy"])
+        if path is not None:  # to be written to: known before the work
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, "the folder cannot be written to", str(path.parent))
         model, accuracy = train_classifier(train, test, seed=seed, advance=advance)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             files.write(path, checkpoint.pack(model.state_dict(), {"accuracy": accuracy}))
         return dict(model.state_dict()), accuracy
 

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from .. import ranks
 from .features import Extractor, Source, extract_features
-from .frechet import FrechetReference, frechet_distance, frechet_distance_from_features
+from .frechet import Array, FrechetReference, frechet_distance, frechet_distance_from_features
 from .inception import Inception
 from .moments import StreamingMoments
 
@@ -29,7 +29,7 @@ class FrechetSide:
         self._device = device
         self._rows: list[Tensor] = []
         self._moments: StreamingMoments | None = None
-        self._given: tuple[Tensor, Tensor] | None = None
+        self._given: FrechetReference | None = None
 
     @classmethod
     def from_features(cls, batches: Iterable[Tensor], *, device: torch.device | str | None = None) -> FrechetSide:
@@ -41,10 +41,14 @@ class FrechetSide:
         return side
 
     @classmethod
-    def from_statistics(cls, mu: Tensor, sigma: Tensor) -> FrechetSide:
-        """Of a mean [d] and a covariance [d, d]."""
-        side = cls(device=mu.device)
-        side.d, side._given = len(mu), (mu, sigma)
+    def from_statistics(cls, mu: Array, sigma: Array, *, count: int | None = None) -> FrechetSide:
+        """Of a mean [d] and a covariance [d, d], and of how many samples, if that is known.
+
+        Raises as `frechet_distance` does for what are no statistics.
+        """
+        side = cls()
+        side._given = FrechetReference(mu, sigma)
+        side.d, side._count = len(side._given.mu), count or 0
         return side
 
     def __repr__(self) -> str:
@@ -52,8 +56,8 @@ class FrechetSide:
 
     @property
     def count(self) -> int | None:
-        """Samples, of all processes once `reduce` was called; None where only statistics were given."""
-        return None if self._given is not None else self._count
+        """Samples, of all processes once `reduce` was called; None where statistics were given without it."""
+        return None if self._given is not None and self._count == 0 else self._count
 
     def update(self, features: Tensor) -> None:
         """Adds features [n, d], floating point, without their gradient. Raises ValueError for another d."""
@@ -98,7 +102,7 @@ class FrechetSide:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean [d] and covariance [d, d] (divided by count - 1), float64. Raises ValueError for one sample, or none."""
         if self._given is not None:
-            return self._given
+            return self._given.mu, self._given.sigma
         if self._count < 2:
             raise ValueError(f"expected at least 2 samples, got {self._count}")
         features = self.features()
@@ -111,7 +115,7 @@ class FrechetSide:
         """The Frechet distance to another side; a side of any number of samples has the distance 0 to itself.
 
         accurate: as in `frechet_distance`, where both sides are statistics; others are as accurate anyway.
-        Raises ValueError for another d, fewer than 2 samples, and statistics that are none.
+        Raises ValueError for another d and for fewer than 2 samples.
         """
         if self.d != other.d:
             raise ValueError(f"expected sides of one number of features, got {self.d} and {other.d}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ class Inception(nn.Module):
         if isinstance(images, Tensor):
             x = self._scaled(images)
         else:
+            if not images:
+                raise ValueError("expected images, got an empty list")
             x = torch.cat([self._scaled(image[None]) for image in images])
         x = x.contiguous(memory_format=torch.channels_last)
         found: dict[int | str, Tensor] = {}
@@ -171,7 +174,10 @@ def find_weights(weights: str | os.PathLike[str] | None = None) -> Path:
 
 def _read(path: Path) -> Mapping[str, Any]:
     with reading(path, "the weights of FID's Inception network, saved by torch"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, LookupError):  # torch runs any file as a pickle: text fails by KeyError: 101
+            raise ValueError("a file of something else") from None
         if not isinstance(state, Mapping):
             raise ValueError(f"a {type(state).__name__}")
     return state

@@ -185,6 +185,12 @@ def check() -> None:
         same.update(x, real=False)
     assert same.compute().abs() < 1e-6
 
+    for bad in (torch.nan, torch.inf):
+        broken = fed(ours())
+        broken.update(torch.full((2, *SIZE), bad), real=False)
+        assert broken.compute().isnan()
+        assert broken.compute().dtype == torch.float32
+
     keeping = fed(ours(reset_real_features=False))
     first = keeping.compute()
     batch = batches(1, 20, 100)[0]

@@ -17,6 +17,7 @@ from pygen.metrics.fid import compute_fid
 from pygen.models import RealNVP
 
 from ..cli.test_models import invoke, refused
+from ..data.files import pixels, write_picture
 from .test_fid_cli import said
 
 pytest.importorskip("safetensors")
@@ -170,6 +171,7 @@ def test_command(quick: None, file: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "pygen").iterdir())
     again = invoke("fid", *command, "--json")
     assert "40/40" not in again.stderr
+    assert f"classifier trained on {file}, kept from before: 100.0%" in again.stderr
     assert json.loads(again.stdout) == {
         "frechet_distance": pytest.approx(float(distance)),
         "extractor": f"classifier trained on {file}",
@@ -193,7 +195,36 @@ def test_splits(quick: None, file: Path) -> None:
     assert result.stdout.startswith(f"FD (classifier trained on {file}, 64")
 
 
-def test_what_the_command_refuses(quick: None, file: Path, tmp_path: Path) -> None:
+def test_two_models(quick: None, file: Path, tmp_path: Path) -> None:
+    """They are compared by a classifier of the data that the last one was trained on, as long as these are there."""
+    model = RealNVP((3, 7, 7), 256, hidden=4, blocks=1)
+    model.save(tmp_path / "untold")
+    model.save(tmp_path / "told", training={"data": str(file), "loading": {}})
+    for runs in (("told", "untold"), ("untold", "told")):
+        result = invoke("fid", *(tmp_path / run for run in runs), "--samples", 70)
+        assert result.exit_code == 0, result.output
+        title, _, distance = result.stdout.rpartition(":  ")
+        assert title == f"FD (classifier trained on {file}, 64 features)"
+        assert abs(float(distance)) < 1e-6
+    file.unlink()
+    for run in ("told", "untold"):
+        sentence = refused("fid", tmp_path / run, tmp_path / run, "--extractor", "classifier")
+        assert sentence.startswith(f"expected labels in {tmp_path / run}, to train a classifier on")
+
+
+def test_a_cache_that_cannot_be_written_to(
+    quick: None, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's is done without; one that is asked for is refused before the work."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    result = invoke("fid", file, file)
+    assert result.exit_code == 0, result.output
+    assert f"{file / 'pygen'}: Not a directory: the classifier is not kept" in result.stderr
+    assert "40/40" in result.stderr
+    assert refused("fid", file, file, "--cache", file / "cache").endswith("cache: Not a directory")
+
+
+def test_what_the_command_refuses(quick: None, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "plain.npy", np.zeros((20, 3, 7, 7), np.uint8))
     sentence = refused("fid", tmp_path / "plain.npy", tmp_path / "plain.npy", "--extractor", "classifier")
     assert sentence.startswith(f"expected labels in {tmp_path / 'plain.npy'}, to train a classifier on, got none: give")
@@ -202,3 +233,8 @@ def test_what_the_command_refuses(quick: None, file: Path, tmp_path: Path) -> No
     assert result.exit_code == 2
     assert "expected images uint8 of 7 x 7 pixels, as the classifier was trained on" in result.stderr
     assert result.stdout == ""
+    for i in range(4):
+        write_picture(tmp_path / "a" / "some" / f"{i}.png", pixels(9, 9, 3))
+    monkeypatch.chdir(tmp_path)
+    result = invoke("fid", "a", file, "--extractor", "classifier")
+    assert result.output.splitlines()[-1].startswith("Error: a: expected images uint8 of 7 x 7 pixels")

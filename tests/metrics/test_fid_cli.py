@@ -145,6 +145,23 @@ def test_statistics(photos: tuple[Path, Path], weights: Path, tmp_path: Path) ->
     assert value(tmp_path / "a.npz", tmp_path / "b.npz") == pytest.approx(value(a, b, *options), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("d", "title", "key"),
+    [(64, "FID", "frechet_inception_distance"), (10, "FD (given statistics)", "frechet_distance")],
+)
+def test_statistics_alone(tmp_path: Path, d: int, title: str, key: str) -> None:
+    """FID only where they are of as many features as Inception has; few samples are said to be few, if known."""
+    for name, count in (("a", {"count": d}), ("b", {"count": d + 1}), ("c", {})):
+        np.savez(tmp_path / f"{name}.npz", mu=np.zeros(d), sigma=np.eye(d), **count)
+    result = invoke("fid", tmp_path / "a.npz", tmp_path / "b.npz")
+    assert result.stdout.startswith(f"{title}:  ")
+    assert result.stderr.startswith(f"{tmp_path / 'a.npz'}: {d} samples of {d} features: with so few")
+    assert len(result.stderr.splitlines()) == 1
+    result = invoke("fid", tmp_path / "b.npz", tmp_path / "c.npz", "--json")
+    assert json.loads(result.stdout)[key] == pytest.approx(0, abs=1e-10)
+    assert result.stderr == ""
+
+
 @pytest.mark.parametrize("n", [2, 5, 8, 9, 100, 5000])
 @pytest.mark.parametrize("m", [2, 8, 300])
 def test_features(features: Callable[..., tuple[Path, np.ndarray]], n: int, m: int) -> None:
@@ -321,7 +338,14 @@ def test_bad_statistics(photos: tuple[Path, Path], weights: Path, tmp_path: Path
         f"expected one number of features, got 64 in {tmp_path / '64.npz'} and 3 in"
     )
     np.savez(tmp_path / "nan.npz", mu=np.full(3, np.nan), sigma=np.eye(3))
-    assert "3 of 3 that are NaN or infinite" in refused("fid", tmp_path / "nan.npz", tmp_path / "3.npz")
+    sentence = f"{tmp_path / 'nan.npz'}: expected mu of finite numbers, got 3 of 3 that are NaN or infinite"
+    assert refused("fid", tmp_path / "3.npz", tmp_path / "nan.npz") == sentence
+    assert refused("fid", "--save-stats", tmp_path / "nan.npz", tmp_path / "copy.npz") == sentence
+    assert not (tmp_path / "copy.npz").exists()
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "64.npz").read_bytes()[:-50])
+    for options in ((), ("--features",)):
+        sentence = refused("fid", tmp_path / "cut.npz", tmp_path / "3.npz", *options)
+        assert sentence == f"{tmp_path / 'cut.npz'}: expected an .npz of arrays, got a file that is none or truncated"
     assert refused("fid", tmp_path / "3.npz", "digits", "--extractor", "classifier").endswith("got statistics")
 
 
@@ -367,3 +391,15 @@ def test_bad_options(photos: tuple[Path, Path], tmp_path: Path, monkeypatch: pyt
     assert refused("fid", a, b, "--device", "abacus").startswith("expected a device such as")
     assert "expected images, got Toy" in refused("fid", "moons", "digits")
     assert invoke("fid", a, b, "--dims", 65).exit_code == 2
+    np.savez(tmp_path / "s.npz", mu=np.zeros(4), sigma=np.eye(4))
+    for sides, option, what in (
+        ((a, b), ("--samples", 5), "a model to draw from"),
+        ((a, b), ("--seed", 0), "a model to draw from"),
+        ((a, b), ("--cache", tmp_path), "data that a classifier is trained on"),
+        ((a, b), ("--no-cache",), "data that a classifier is trained on"),
+        ((tmp_path / "s.npz",) * 2, ("--weights", "/none"), "images, for Inception"),
+        ((tmp_path / "s.npz",) * 2, ("--resize", "clean-fid"), "images, for Inception"),
+    ):
+        assert refused("fid", *sides, *option) == f"expected {option[0]} together with {what}"
+    for option in ("--json", "--accurate"):
+        assert "without --json and --accurate" in refused("fid", "--save-stats", a, "b.npz", option)

@@ -197,6 +197,8 @@ def test_floats_beyond_the_unit_interval(value: float) -> None:
 
 def test_no_images() -> None:
     assert inception()(torch.zeros(0, 3, 8, 8))[3].shape == (0, 2048)
+    with pytest.raises(ValueError, match="expected images, got an empty list"):
+        inception()([])
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ class Evil:
         return (print, ("run",))
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", "truncated", [1, 2], {"x": Evil()}])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"hello", "truncated", [1, 2], {"x": Evil()}])
 def test_other_files(tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "w.pth"
     if isinstance(content, bytes):
@@ -280,6 +282,9 @@ def test_other_files(tmp_path: Path, content: object, capsys: pytest.CaptureFixt
             path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match=f"^{path}: expected the weights of FID's Inception network, .*, got "):
         Inception(path)
+    if content in (b"hello", b"no weights") or isinstance(content, dict):
+        with pytest.raises(ValueError, match=r"got a file of something else$"):
+            Inception(path)
     assert capsys.readouterr().out == ""
 
 
