@@ -100,7 +100,7 @@ class DrawGate:
     """Judges arms that draw random numbers.
 
     Ours: the reference's bits, for the same state of torch's generator. Baselines: shape, dtype, and mean and standard
-    deviation to a tenth of the latter: the same distribution, not another one.
+    deviation to a tenth of the latter, and to what chance makes of few draws: the same distribution, not another one.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -124,7 +124,8 @@ class DrawGate:
             if (found.shape, found.dtype) != (truth.shape, truth.dtype):
                 return f"{tuple(found.shape)} {found.dtype}, expected {tuple(truth.shape)} {truth.dtype}"
             a, b = found.double(), truth.double()
-            if max((a.mean() - b.mean()).abs(), (a.std() - b.std()).abs()) > 0.1 * b.std():
+            chance = 4 * (2 / a.numel()) ** 0.5  # four standard errors of a difference
+            if max((a.mean() - b.mean()).abs(), (a.std() - b.std()).abs()) > (0.1 + chance) * b.std():
                 return f"mean {a.mean():.3g} +- {a.std():.3g}, expected {b.mean():.3g} +- {b.std():.3g}"
         return None
 
