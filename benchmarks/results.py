@@ -1,7 +1,7 @@
 """Writes `benchmarks/RESULTS.md`, and the table between the markers of `README.md`, from `benchmarks/results/*.json`.
 
-`python -m pygen.benchmarks.results`, in a source tree. One file for each machine: `pygen bench --json
-benchmarks/results/<machine>.json`.
+`python -m pygen.benchmarks.results`, in a source tree. One file for each run: `pygen bench [OP ...] --json
+benchmarks/results/<machine>[-<op>].json`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ README_HEAD = ("case", "pygen", "eager", "torch.compile", "peers", "limit reache
 
 
 def read(folder: Path) -> dict[str, Result]:
-    """Runs by machine, the name of the file."""
+    """Runs by the names of their files."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
