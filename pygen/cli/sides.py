@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import data, models, ranks
-from ..data._files import existing, reading
+from ..data._files import existing, npz
 from ..data.arrays import read_npy
 from ..data.cifar import find_cifar
 from ..data.idx import find_idx
@@ -86,14 +83,14 @@ def _pictures(folder: Path) -> ImageFiles:
 
 def _is_statistics(path: Path, how: Reading) -> bool:
     """Whether an .npz holds statistics, or at least nothing else that could be meant."""
-    with _npz(path, "an .npz of arrays") as arrays:
+    with npz(path, "an .npz of arrays") as arrays:
         names = set(arrays)
     return bool(names & {"mu", "sigma"}) or (how.kind != "features" and not names & _IMAGES)
 
 
 def _statistics(path: Path) -> FrechetSide:
     mu, sigma = load_statistics(path)
-    with _npz(path, "the number of samples as count") as arrays:
+    with npz(path, "the number of samples as count") as arrays:
         count = int(arrays["count"]) if "count" in arrays else None
     try:
         return FrechetSide.from_statistics(mu, sigma, count=count)
@@ -117,17 +114,8 @@ def _rows(path: Path) -> Iterator[Tensor]:
 
 
 def _read_npz(path: Path) -> np.ndarray:
-    with _npz(path, "an .npz of features") as arrays:
+    with npz(path, "an .npz of features") as arrays:
         names = [name for name in _FEATURES if name in arrays]
         if not names:
             raise ValueError(f"{', '.join(arrays) or 'nothing'}, and none of {', '.join(_FEATURES)}")
         return np.asarray(arrays[names[0]])
-
-
-@contextmanager
-def _npz(path: Path, expected: str) -> Iterator[Mapping[str, Any]]:
-    with reading(path, expected):
-        if not zipfile.is_zipfile(path):
-            raise ValueError("a file that is none or truncated")
-        with np.load(path, allow_pickle=False) as arrays:
-            yield arrays

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,16 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
             raise
         why = str(error).strip() or ("a truncated file" if isinstance(error, EOFError) else repr(error))
         raise ValueError(f"{path}: expected {expected}, got {why.splitlines()[0][:200]}") from error
+
+
+@contextmanager
+def npz(path: Path, expected: str) -> Iterator[Mapping[str, Any]]:
+    """The arrays of an .npz, read when asked for; what needs pickle is an error, as is a file of another kind."""
+    with reading(path, expected):
+        if not zipfile.is_zipfile(path):
+            raise ValueError("a file that is none or truncated")
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from ._files import check_split, existing, no_held_out, part, reading
+from ._files import check_split, existing, no_held_out, npz, part, reading
 from .dataset import Arrays
 
 _NAMES = {"x": ("x", "images", "samples", "arr_0"), "y": ("y", "labels", "arr_1"), "levels": ("levels",)}
@@ -58,21 +57,18 @@ def read_npy(path: Path) -> np.ndarray:
 
 def _read_npz(path: Path, split: str) -> tuple[dict[str, np.ndarray], bool]:
     """x and, if they are there, y, y_other (the labels of the other split) and levels; whether the file has splits."""
-    with reading(path, "arrays (.npz)"):
-        if not zipfile.is_zipfile(path):
-            raise ValueError("a file that is none or truncated")
-        with np.load(path, allow_pickle=False) as file:
-            own_split = "x_train" in file
-            if own_split:
-                other = "test" if split == "train" else "train"
-                names = {"x": f"x_{split}", "y": f"y_{split}", "y_other": f"y_{other}", "levels": "levels"}
-            else:
-                names = {key: next((name for name in known if name in file), "") for key, known in _NAMES.items()}
-            if names["x"] not in file:
-                raise ValueError(f"{', '.join(file) or 'nothing'}, and none of {', '.join(_NAMES['x'])}, x_{split}")
-            found = {key: file[name] for key, name in names.items() if name in file}
-            if wrong := [names[key] for key, array in found.items() if not isinstance(array, np.ndarray)]:
-                raise ValueError(f"{wrong[0]} that is no array")
+    with npz(path, "arrays (.npz)") as file:
+        own_split = "x_train" in file
+        if own_split:
+            other = "test" if split == "train" else "train"
+            names = {"x": f"x_{split}", "y": f"y_{split}", "y_other": f"y_{other}", "levels": "levels"}
+        else:
+            names = {key: next((name for name in known if name in file), "") for key, known in _NAMES.items()}
+        if names["x"] not in file:
+            raise ValueError(f"{', '.join(file) or 'nothing'}, and none of {', '.join(_NAMES['x'])}, x_{split}")
+        found = {key: file[name] for key, name in names.items() if name in file}
+        if wrong := [names[key] for key, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{wrong[0]} that is no array")
     return found, own_split
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from .. import files, ops, ranks
-from ..data._files import existing, reading
+from ..data._files import existing, npz
 from ..nn._arguments import check_integer
 from .frechet import checked_statistics
 
@@ -193,13 +192,10 @@ def load_statistics(path: str | os.PathLike[str], *, keys: tuple[str, str] = ("m
     arrays do not fit each other; OSError for one that cannot be read.
     """
     path = existing(path)
-    with reading(path, f"an .npz with the arrays {' and '.join(keys)}"):
-        if not zipfile.is_zipfile(path):
-            raise ValueError("a file that is none or truncated")
-        with np.load(path, allow_pickle=False) as archive:
-            if any(key not in archive for key in keys):
-                raise ValueError(f"the arrays {', '.join(archive)}")
-            arrays = [archive[key] for key in keys]
+    with npz(path, f"an .npz with the arrays {' and '.join(keys)}") as archive:
+        if any(key not in archive for key in keys):
+            raise ValueError(f"the arrays {', '.join(archive)}")
+        arrays = [archive[key] for key in keys]
     for key, array in zip(keys, arrays, strict=True):
         if array.dtype.kind != "f":
             raise ValueError(f"{path}: expected {key} of floating-point numbers, got {array.dtype}")
