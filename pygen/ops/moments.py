@@ -67,7 +67,8 @@ def accumulate_moments(x: Tensor, shift: Tensor, total: Tensor, scatter: Tensor)
     (doi 10.1080/00031305.1983.10483115, section 3, shifted data).
 
     Differences are float64; of float32 and 16-bit x they are rounded to float32, multiplied and added in float32 for
-    256 rows at most (full float32, TF32 never), and those sums are added in float64. float64 x is float64 throughout.
+    256 rows at most (full float32, TF32 never), and those sums are added in float64: differences have to stay below
+    1e18. float64 x is float64 throughout.
     NaN in a feature reaches its element of total, and its row and column of scatter. The same bits for any number of
     threads; other batch sizes round otherwise. torch.autocast changes nothing. Not differentiable: it raises for x that
     requires grad where gradients are recorded, so detach it.
