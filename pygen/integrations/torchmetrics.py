@@ -258,7 +258,7 @@ def _parts(state: Tensor) -> tuple[Tensor, ...]:
 def _moments(state: Tensor) -> StreamingMoments:
     counts, shift, total, scatter = _parts(state)
     moments = StreamingMoments(state.shape[1])
-    moments.load_state_dict({"count": counts[0].item(), "shift": shift, "total": total, "scatter": scatter})
+    moments.load_state_dict({"count": int(counts[0]), "shift": shift, "total": total, "scatter": scatter})
     return moments
 
 
