@@ -545,7 +545,7 @@ def refusal(spec: OpSpec, bad: ErrorInput, one: Any, other: Any) -> None:
 # What every public docstring speaks of, and a word that shows it.
 DOCSTRING = {
     "formula": r"=",
-    "shapes": r"\[B",
+    "shapes": r"\[[BN]\b",
     "dtypes": r"float(32|64)",
     "errors": r"(?i)raises",
     "differentiability": r"(?i)differentiab",
