@@ -180,7 +180,7 @@ def frechet_distance(
         is added, and singular matrices are no trouble.
 
     Eigenvalues give the trace in the time of a few matrix products; where their rounding may be more than 1e-6 of the
-    distance, so for singular matrices and for nearly equal ones, singular values follow: some ten times slower on the
+    distance, so for singular matrices and for nearly equal ones, singular values follow: several times slower on the
     CPU for d = 2048, and right to rounding of the traces.
 
     Returns a float for arrays, a tensor [] float64 for tensors: never complex, never NaN, negative by rounding alone.

@@ -173,7 +173,8 @@ def polar(b: Tensor) -> tuple[Tensor, Tensor]:
     float64, after LAPACK's QR where m != n. Backends: C++ (AVX-512, AVX2, baseline) on the CPU up to n = 128 (float64:
     32); on CUDA one Triton program to a matrix whose longer side is at most 128 (float64: 64), for others one after the
     other products in float64, 84 m n^2 operations or 176 m n^2, no TF32 whatever torch allows; else the reference, by
-    singular values. What LAPACK computes has the same bits for the same number of threads only.
+    singular values. What LAPACK computes has the same bits for the same number of threads only, and its QR wants the
+    norms of rows and columns in the range of the dtype.
 
     Raises ValueError for shapes, TypeError for dtypes.
     """
