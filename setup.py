@@ -180,10 +180,9 @@ def plan() -> tuple[list[Extension], dict[str, Any]]:
     # System headers, so that our warnings stay ours.
     isystem = [flag for folder in cpp_extension.include_paths() for flag in ("-isystem", folder)]
     common: dict[str, Any] = {"include_dirs": [str(ROOT / "csrc")], "depends": sources("**/*.h")}
-    glue = [path for path in sources("cpu/*.cpp") if not path.endswith("/tier.cpp")]
     modules = [
         cpp_extension.CppExtension(
-            "pygen._C", ["csrc/module.cpp", *glue], extra_compile_args={"cxx": isystem + flags}, **common
+            "pygen._C", ["csrc/module.cpp", *sources("cpu/*.cpp")], extra_compile_args={"cxx": isystem + flags}, **common
         )
     ]
 
@@ -192,7 +191,7 @@ def plan() -> tuple[list[Extension], dict[str, Any]]:
         modules.append(
             cpp_extension.CppExtension(
                 f"pygen._K_{tier.lower()}",
-                ["csrc/cpu/tier.cpp"],
+                sources("cpu/tier/*.cpp"),
                 # The first macro chooses at::vec's code, which is scalar without it; the second names the namespace,
                 # so that the linker never merges two tiers.
                 define_macros=[(f"CPU_CAPABILITY_{tier}", None), ("CPU_CAPABILITY", tier)],
@@ -274,7 +273,7 @@ def commands(modules: list[Extension], record: dict[str, Any]) -> dict[str, type
 
         def build_extension(self, ext: Extension) -> None:
             top = self.build_temp
-            self.build_temp = os.path.join(top, ext.name)  # the tiers share one source: each has its own objects
+            self.build_temp = os.path.join(top, ext.name)  # the tiers share their sources: each has its own objects
             try:
                 super().build_extension(ext)
             except Exception as error:

@@ -501,15 +501,6 @@ void coupling_backward(const CouplingArgs& a, int64_t begin, int64_t end) {
   if (a.stream) stream_fence();
 }
 
-constexpr CouplingKernels coupling_kernels() {
-  using BF16 = c10::BFloat16;
-  using F16 = c10::Half;
-  return {{coupling_forward<float, float>, coupling_forward<double, double>, coupling_forward<BF16, BF16>,
-           coupling_forward<F16, F16>, coupling_forward<float, BF16>, coupling_forward<float, F16>},
-          {coupling_backward<float, float>, coupling_backward<double, double>, coupling_backward<BF16, BF16>,
-           coupling_backward<F16, F16>, coupling_backward<float, BF16>, coupling_backward<float, F16>}};
-}
-
 }  // namespace
 }  // namespace CPU_CAPABILITY
 }  // namespace pygen

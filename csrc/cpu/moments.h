@@ -40,11 +40,6 @@ void accumulate_moments(const Workers& workers, const MomentsArgs& a) {
   }
 }
 
-constexpr MomentsKernels moments_kernels() {
-  return {{accumulate_moments<float>, accumulate_moments<double>, accumulate_moments<c10::BFloat16>,
-           accumulate_moments<c10::Half>}};
-}
-
 }  // namespace
 }  // namespace CPU_CAPABILITY
 }  // namespace pygen

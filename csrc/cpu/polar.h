@@ -106,8 +106,6 @@ void polar(const Workers& workers, const PolarArgs& a) {
   }
 }
 
-constexpr FrechetKernels frechet_kernels() { return {trace_sqrt_product, {polar<float>, polar<double>}}; }
-
 }  // namespace
 }  // namespace CPU_CAPABILITY
 }  // namespace pygen

@@ -27,8 +27,6 @@ double fma_chains(int64_t n) {
   return 2.0 * kChains * V::size() * double(n);
 }
 
-constexpr ProbeKernels probe_kernels() { return {fma_chains<float>, fma_chains<double>}; }
-
 }  // namespace
 }  // namespace CPU_CAPABILITY
 }  // namespace pygen

@@ -525,13 +525,6 @@ bool dequantize(const Stream& s, const void* x_, const void* noise_, int64_t noi
   return fine;
 }
 
-constexpr RandomKernels random_kernels() {
-  return {random_fill,
-          {bernoulli<float>, bernoulli<double>, bernoulli<c10::BFloat16>, bernoulli<c10::Half>},
-          {categorical<float>, categorical<double>, categorical<c10::BFloat16>, categorical<c10::Half>},
-          {dequantize<uint8_t>, dequantize<int8_t>, dequantize<int16_t>, dequantize<int32_t>, dequantize<int64_t>}};
-}
-
 }  // namespace
 }  // namespace CPU_CAPABILITY
 }  // namespace pygen

@@ -1,5 +1,7 @@
 // What one ISA tier offers. Plain pointers: no torch types cross between the extension modules.
 #pragma once
+#include <tuple>
+
 #include "coupling_args.h"
 #include "frechet_args.h"
 #include "moments_args.h"
@@ -13,13 +15,14 @@ struct ProbeKernels {
   double (*fma64)(int64_t n);
 };
 
-struct Table : CouplingKernels, RandomKernels, FrechetKernels, MomentsKernels, ProbeKernels {};
+using Table = std::tuple<const CouplingKernels*, const RandomKernels*, const FrechetKernels*, const MomentsKernels*,
+                         const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 
 template <class K>
 const K& kernels() {
-  return *table;
+  return *std::get<const K*>(*table);
 }
 
 }  // namespace pygen

@@ -112,7 +112,7 @@ def test_editable_and_nothing_stale(tiny: Path, environment: Environment) -> Non
     assert binaries(tiny / "pygen") == BINARIES
 
     # A warning is an error on request, and an error leaves no module of the former build behind for its place.
-    tier = tiny / "csrc" / "cpu" / "tier.cpp"
+    tier = tiny / "csrc" / "cpu" / "tier" / "module.cpp"
     sound = tier.read_text()
     tier.write_text(sound + "static void nobody() {}\n")
     said = environment.install("--editable", tiny, check=False, PYGEN_WERROR="1")

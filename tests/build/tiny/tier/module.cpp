@@ -1,7 +1,7 @@
-// Stands in for csrc/cpu/tier.cpp: a tier without kernels, which compiles in no time.
+// Stands in for csrc/cpu/tier/module.cpp: a tier without kernels, which compiles in no time.
 #include <Python.h>
 
-#include "table.h"
+#include "../table.h"
 
 #define PYGEN_TEXT_(a) #a
 #define PYGEN_TEXT(a) PYGEN_TEXT_(a)

@@ -1,18 +1,13 @@
-// The only translation unit compiled with ISA flags: once per tier, one extension module each.
+// The extension module of one tier: nothing but a capsule with the table.
 #include <Python.h>
 
-#include "coupling.h"
-#include "moments.h"
-#include "polar.h"
-#include "probe.h"
-#include "random.h"
-#include "table.h"
+#include "tier.h"
 
 namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-const Table kTable{coupling_kernels(), random_kernels(), frechet_kernels(), moments_kernels(), probe_kernels()};
+const Table kTable{&coupling_kernels, &random_kernels, &frechet_kernels, &moments_kernels, &probe_kernels};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tier", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 

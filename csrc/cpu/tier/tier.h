@@ -1,0 +1,16 @@
+// One ISA tier: a translation unit for each family of kernels, and one, module.cpp, that hands their tables over. These
+// alone are compiled with ISA flags.
+#pragma once
+#include "../table.h"
+
+namespace pygen {
+inline namespace CPU_CAPABILITY {
+
+extern const CouplingKernels coupling_kernels;
+extern const RandomKernels random_kernels;
+extern const FrechetKernels frechet_kernels;
+extern const MomentsKernels moments_kernels;
+extern const ProbeKernels probe_kernels;
+
+}  // namespace CPU_CAPABILITY
+}  // namespace pygen
