@@ -7,9 +7,6 @@ namespace pygen {
 struct PolarArgs {
   const void* b;  // [n, n]
   int64_t n;
-  const void* q;  // [m, n], orthonormal columns: polar [m, n] is that of q b; or null: polar [n, n] is that of b
-  int64_t m;
-  bool transpose;  // polar is [n, m], that of the transpose of q b
   void *polar, *norm;
 };
 

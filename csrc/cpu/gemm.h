@@ -19,29 +19,44 @@ namespace {
 // --- scratch memory --------------------------------------------------------------------------------------------------
 
 constexpr size_t kHugePage = size_t(1) << 21;
+constexpr size_t kMapped = 8 * kHugePage;  // below, zeroing pages takes longer than what they save
 
 struct Release {
-  void operator()(void* p) const { std::free(p); }
+  size_t mapped;
+  void operator()(void* p) const {
+    if (mapped) {
+      munmap(p, mapped);
+    } else {
+      std::free(p);
+    }
+  }
 };
 
-// Uninitialised, on a cache line; in huge pages where that matters and the system has them: a large matrix would else
-// take longer to be mapped than to be multiplied by a few vectors.
+// Uninitialised, on a cache line. Large ones are mapped in huge pages where the system has them, past the heap, whose
+// pages stay the small ones that they once were: a matrix that is read by rows and columns would wait for its pages.
 template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t count) {
-    const size_t unit = size_t(count) * sizeof(T) >= 2 * kHugePage ? kHugePage : 64;
-    const size_t bytes = std::max<size_t>(1, (size_t(count) * sizeof(T) + unit - 1) / unit) * unit;
-    memory_.reset(static_cast<T*>(std::aligned_alloc(unit, bytes)));
-    if (!memory_) throw std::bad_alloc();
+    size_t bytes = std::max<size_t>(1, size_t(count) * sizeof(T));
 #if defined(MADV_HUGEPAGE)
-    if (unit == kHugePage) madvise(memory_.get(), bytes, MADV_HUGEPAGE);
+    if (bytes >= kMapped) {
+      bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+      void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (p == MAP_FAILED) throw std::bad_alloc();
+      madvise(p, bytes, MADV_HUGEPAGE);
+      memory_ = {static_cast<T*>(p), Release{bytes}};
+      return;
+    }
 #endif
+    void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (p == nullptr) throw std::bad_alloc();
+    memory_ = {static_cast<T*>(p), Release{0}};
   }
   operator T*() const { return memory_.get(); }
 
  private:
-  std::unique_ptr<T[], Release> memory_;
+  std::unique_ptr<T[], Release> memory_{nullptr, Release{0}};
 };
 
 // --- tiles -----------------------------------------------------------------------------------------------------------
@@ -61,9 +76,9 @@ constexpr int64_t kDepth = 256;                 // of a packed block: a panel of
 constexpr int64_t kBlockRows = 16 * kTileRows;  // of C in one task; what it reads of B stays in the second-level cache
 constexpr int64_t kBlockPanels = 8;
 
-// out [kTileRows, kTileColumns] = a b, with a [depth, kTileRows] and b [depth, kTileColumns].
+// out [kTileRows, kTileColumns] = a b, or has it added, with a [depth, kTileRows] and b [depth, kTileColumns].
 template <class T>
-__attribute__((noinline)) void multiply_tile(const T* a, const T* b, int64_t depth, T* out) {
+__attribute__((noinline)) void multiply_tile(const T* a, const T* b, int64_t depth, T* out, bool add) {
   using V = Vec<T>;
   V c[kTileRows][kTileVectors];
 #pragma GCC unroll 8
@@ -86,7 +101,10 @@ __attribute__((noinline)) void multiply_tile(const T* a, const T* b, int64_t dep
 #pragma GCC unroll 8
   for (int i = 0; i < kTileRows; ++i) {
 #pragma GCC unroll 3
-    for (int v = 0; v < kTileVectors; ++v) c[i][v].store(out + i * kTileColumns<T> + v * V::size());
+    for (int v = 0; v < kTileVectors; ++v) {
+      T* to = out + i * kTileColumns<T> + v * V::size();
+      (add ? V::loadu(to) + c[i][v] : c[i][v]).store(to);
+    }
   }
 }
 
@@ -157,7 +175,7 @@ template <class T, class S>
 void multiply(const Workers& workers, const Product& p, double alpha, const Operand<T>& a, const Operand<T>& b, S* c,
               int64_t stride, std::type_identity_t<T>* scratch) {
   constexpr int64_t kColumns = kTileColumns<T>, kBlockColumns = kBlockPanels * kColumns, kPacked = 32;
-  constexpr int64_t kChain = std::is_same_v<T, S> ? kDepth : kDepth / 2;  // terms of a sum that is to be rounded to T
+  constexpr int64_t kChain = std::is_same_v<T, S> ? kDepth : 64;  // terms of one sum in T, of which the few add up
   const int64_t a_panels = tiles(p.rows, kTileRows), b_panels = tiles(p.columns, kColumns);
   const int64_t blocks = tiles(p.columns, kBlockColumns);
   T* const packed_b = scratch + a_panels * kTileRows * std::min(p.depth, kDepth);
@@ -182,19 +200,20 @@ void multiply(const Workers& workers, const Product& p, double alpha, const Oper
         for (int64_t j = task % blocks * kBlockColumns; j < (p.lower ? std::min(j1, i + rows) : j1); j += kColumns) {
           const int64_t columns = std::min(kColumns, j1 - j);
           const int64_t from = b.first(j, a.first(i, k0)), to = b.last(j + columns, a.last(i + rows, k1));
-          bool add = p.add || k0 > 0;
-          for (int64_t k = from; k < to || !add; k += kChain, add = true) {
+          const bool add = p.add || k0 > 0;
+          if (add && from >= to) continue;
+          for (int64_t k = from; k == from || k < to; k += kChain) {
             multiply_tile(scratch + i * depth + (k - k0) * kTileRows, packed_b + j * depth + (k - k0) * kColumns,
-                          std::min(kChain, to - k), tile);
-            for (int64_t r = 0; r < rows; ++r) {
-              const int64_t n = p.lower ? std::min(columns, i + r + 1 - j) : columns;
-              S* out = c + (i + r) * stride + j;
-              const T* in = tile + r * kColumns;
-              if (add) {
-                for (int64_t q = 0; q < n; ++q) out[q] += S(alpha) * S(in[q]);
-              } else {
-                for (int64_t q = 0; q < n; ++q) out[q] = S(alpha) * S(in[q]);
-              }
+                          std::min(kChain, to - k), tile, k > from);
+          }
+          for (int64_t r = 0; r < rows; ++r) {
+            const int64_t n = p.lower ? std::min(columns, i + r + 1 - j) : columns;
+            S* out = c + (i + r) * stride + j;
+            const T* in = tile + r * kColumns;
+            if (add) {
+              for (int64_t q = 0; q < n; ++q) out[q] += S(alpha) * S(in[q]);
+            } else {
+              for (int64_t q = 0; q < n; ++q) out[q] = S(alpha) * S(in[q]);
             }
           }
         }

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "glue.h"
+#include "moments_args.h"
 #include "table.h"
 
 namespace pygen {

@@ -39,7 +39,7 @@ template <class T>
 void polar(const Workers& workers, const PolarArgs& a) {
   static const std::vector<PolarStep> steps = polar_steps<T>();
   constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-  const int64_t n = a.n, m = a.q ? a.m : n, stride = (tiles(n, 16) | 1) * 16;
+  const int64_t n = a.n, stride = (tiles(n, 16) | 1) * 16;
   const auto* b = static_cast<const T*>(a.b);
   auto* out = static_cast<T*>(a.polar);
   T& norm = *static_cast<T*>(a.norm);
@@ -51,7 +51,7 @@ void polar(const Workers& workers, const PolarArgs& a) {
   }
   if (!(largest > 0 && std::isfinite(largest))) {
     norm = largest == 0 ? T(0) : kNaN;
-    std::fill_n(out, m * n, norm);
+    std::fill_n(out, n * n, norm);
     return;
   }
 
@@ -72,7 +72,7 @@ void polar(const Workers& workers, const PolarArgs& a) {
   }
   const double most_in_column = *std::max_element(columns.begin(), columns.end());
   const double bound = std::sqrt(std::min(squares, most_in_row * most_in_column));
-  Scratch<T> memory(3 * n * stride + pack_size<T>(std::max(m, n), std::max(m, n), n));
+  Scratch<T> memory(3 * n * stride + pack_size<T>(n, n, n));
   T *x = memory, *next = x + n * stride, *const gram = next + n * stride, *const packed = gram + n * stride;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < n; ++j) x[i * stride + j] = T(double(b[i * n + j]) * factor * and_factor / bound);
@@ -94,16 +94,7 @@ void polar(const Workers& workers, const PolarArgs& a) {
     for (int64_t j = 0; j < n; ++j) columns[size_t(j)] += double(x[i * stride + j]) * double(b[i * n + j]);
   }
   norm = T(std::accumulate(columns.begin(), columns.end(), 0.0));
-  if (!a.q) {
-    for (int64_t i = 0; i < n; ++i) std::copy_n(x + i * stride, n, out + i * n);
-    return;
-  }
-  const Operand<T> q{static_cast<const T*>(a.q), n, 1}, of_x{x, 1, stride};
-  if (a.transpose) {
-    multiply(workers, {n, m, n, false, false}, 1, of_x, q, out, m, packed);
-  } else {
-    multiply(workers, {m, n, n, false, false}, 1, q, of_x, out, n, packed);
-  }
+  for (int64_t i = 0; i < n; ++i) std::copy_n(x + i * stride, n, out + i * n);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "glue.h"
+#include "random_args.h"
 #include "table.h"
 
 namespace pygen {

@@ -1,13 +1,14 @@
 // What one ISA tier offers. Plain pointers: no torch types cross between the extension modules.
 #pragma once
+#include <cstdint>
 #include <tuple>
 
-#include "coupling_args.h"
-#include "frechet_args.h"
-#include "moments_args.h"
-#include "random_args.h"
-
 namespace pygen {
+
+struct CouplingKernels;  // each in its <op>_args.h: who needs one is compiled anew when that one changes
+struct FrechetKernels;
+struct MomentsKernels;
+struct RandomKernels;
 
 struct ProbeKernels {
   // Runs 20 independent chains of `n` fused multiply-adds on full vectors, in registers; returns the operations done.
@@ -15,7 +16,7 @@ struct ProbeKernels {
   double (*fma64)(int64_t n);
 };
 
-using Table = std::tuple<const CouplingKernels*, const RandomKernels*, const FrechetKernels*, const MomentsKernels*,
+using Table = std::tuple<const CouplingKernels*, const FrechetKernels*, const MomentsKernels*, const RandomKernels*,
                          const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C

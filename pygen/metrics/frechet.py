@@ -269,12 +269,13 @@ class FrechetReference:
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean [d] of features, float64, and (x - mean) / sqrt(N - 1) in their dtype: means may be large."""
-    mean = x.double().mean(0)
-    return mean, ((x - mean) / (len(x) - 1) ** 0.5).to(x.dtype)
+    mean = x.mean(0, dtype=torch.float64)
+    near = mean.detach().to(x.dtype)  # differences with what is near are exact, so that no feature need be widened
+    return mean, ((x - near) - (mean - near).to(x.dtype)) / (len(x) - 1) ** 0.5
 
 
 def _squares(x: Tensor) -> Tensor:
-    return x.double().square().sum()
+    return x.square().sum(dtype=torch.float64)
 
 
 def _no_tangents(*features: Tensor) -> None:

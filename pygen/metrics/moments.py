@@ -16,14 +16,17 @@ from ..data._files import existing, npz
 from ..nn._arguments import check_integer
 from .frechet import checked_statistics
 
+HELD = 256  # features that are added to the sums at once: these matrices take longer to pass through than small batches
+
 
 class StreamingMoments:
     """Mean and covariance of features that come in batches, in two d x d float64 matrices at most.
 
-    The first batch's mean is taken off all features, so that squares do not cancel, and so their products may be
+    The mean of the first samples is taken off all features, so that squares do not cancel, and so their products may be
     float32's (`pygen.ops.accumulate_moments`): distances come out as from two passes in float64, for means of up to 1e4
-    standard deviations, as long as the first batch's mean is within some of the others'. A first batch that is k
-    standard deviations off costs float32 features k^2 times the rounding.
+    standard deviations, as long as the first mean is within some of the others'; one that is k standard deviations off
+    costs float32 features k^2 times the rounding. 256 samples are added at a time, and fewer wait until a result is
+    asked for: the sizes of smaller batches make no difference.
 
     d: number of features. device: where the sums are; None: where the first batch is.
     """
@@ -32,7 +35,9 @@ class StreamingMoments:
         check_integer("d", d, 1)
         self.d, self.count = d, 0
         self._device = None if device is None else torch.device(device)
-        self._sums: tuple[Tensor, Tensor, Tensor] | None = None  # shift [d], total [d], scatter [d, d], lower triangle
+        self._added: tuple[Tensor, Tensor, Tensor] | None = None  # shift [d], total [d], scatter [d, d], lower triangle
+        self._held: Tensor | None = None  # [HELD, d], of which the first _rows are still to be added
+        self._rows = 0
 
     def __repr__(self) -> str:
         return f"StreamingMoments(d={self.d}, count={self.count})"
@@ -51,12 +56,44 @@ class StreamingMoments:
             raise TypeError(f"expected features of a floating-point dtype, got {features.dtype}")
         if len(features) == 0:
             return
-        if self._sums is None:
-            features = features.to(self._device or features.device)
-            self._sums = self._fresh(features.double().mean(0).nan_to_num(0, 0, 0))
-        shift, total, scatter = self._sums
-        ops.accumulate_moments(features.to(shift.device), shift, total, scatter)
+        if self._device is None:
+            self._device = features.device
+        features = features.to(self._device)
+        if self._held is None or self._held.dtype != features.dtype:
+            self._flush()
+            self._held = features.new_empty(HELD, self.d)
         self.count += len(features)
+        while len(features):
+            if self._rows == 0 and len(features) >= HELD:
+                part = features[: len(features) // HELD * HELD]
+                self._add(part)
+            else:
+                part = features[: HELD - self._rows]
+                self._held[self._rows : self._rows + len(part)] = part
+                self._rows += len(part)
+                if self._rows == HELD:
+                    self._flush()
+            features = features[len(part) :]
+
+    def _add(self, features: Tensor) -> None:
+        if self._added is None:
+            self._added = self._fresh(features.mean(0, dtype=torch.float64).nan_to_num(0, 0, 0))
+        ops.accumulate_moments(features, *self._added)
+
+    def _flush(self) -> None:
+        if self._rows and self._held is not None:
+            self._add(self._held[: self._rows])
+            self._rows = 0
+
+    @property
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        self._flush()
+        return self._added
+
+    @_sums.setter
+    def _sums(self, sums: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        self._added, self._rows = sums, 0
+        self._device = self._device if sums is None else sums[0].device
 
     def _fresh(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return shift, torch.zeros_like(shift), shift.new_zeros(self.d, self.d)
