@@ -182,7 +182,10 @@ def plan() -> tuple[list[Extension], dict[str, Any]]:
     common: dict[str, Any] = {"include_dirs": [str(ROOT / "csrc")], "depends": sources("**/*.h")}
     modules = [
         cpp_extension.CppExtension(
-            "pygen._C", ["csrc/module.cpp", *sources("cpu/*.cpp")], extra_compile_args={"cxx": isystem + flags}, **common
+            "pygen._C",
+            ["csrc/module.cpp", *sources("cpu/*.cpp")],
+            extra_compile_args={"cxx": isystem + flags},
+            **common,
         )
     ]
 

@@ -162,19 +162,21 @@ def polar(b: Tensor) -> tuple[Tensor, Tensor]:
     eps |b| count for nothing in the norm, and their directions in polar are arbitrary, of length 1 at most. NaN or an
     infinity in a matrix makes its polar and norm NaN, those of no other.
 
-    On the CPU for small matrices, and on CUDA, it is an iteration of matrix products alone: x <- a x (3 - a^2 x'x) / 2,
-    scaled so that the smallest singular value grows fastest (Bjoerck and Bowie 1971, doi 10.1137/0708036; scaled as by
-    Chen and Chow 2014, "A stable scaling of Newton-Schulz for improving the sign function computation", section 3),
-    with a margin that no rounding crosses; the number of steps depends on the dtype alone.
+    On the CPU for small square matrices, and on CUDA, it is an iteration of matrix products alone:
+    x <- a x (3 - a^2 x'x) / 2, scaled so that the smallest singular value grows fastest (Bjoerck and Bowie 1971,
+    doi 10.1137/0708036; scaled as by Chen and Chow 2014, "A stable scaling of Newton-Schulz for improving the sign
+    function computation", section 3), with a margin that no rounding crosses; the number of steps depends on the dtype
+    alone. Other float32 matrices on the CPU: b (b'b)^(-1/2) by the eigenvalues of b'b in float64, which hold all that
+    float32 tells of b.
 
     The norm is differentiable once, with polar as its gradient (a subgradient where b is singular); twice raises
     NotImplementedError. polar itself never requires grad. The backward keeps polar and b. torch.autocast changes
-    nothing. Bytes moved: b in and polar out. With n the shorter side: 21 steps of 3 n^3 operations in float32, 44 in
-    float64, after LAPACK's QR where m != n. Backends: C++ (AVX-512, AVX2, baseline) on the CPU up to n = 128 (float64:
-    32); on CUDA one Triton program to a matrix whose longer side is at most 128 (float64: 64), for others one after the
-    other products in float64, 84 m n^2 operations or 176 m n^2, no TF32 whatever torch allows; else the reference, by
-    singular values. What LAPACK computes has the same bits for the same number of threads only, and its QR wants the
-    norms of rows and columns in the range of the dtype.
+    nothing. Bytes moved: b in and polar out. With n the shorter side, the iteration takes 21 steps of 3 n^3 operations
+    in float32, 44 in float64. Backends: C++ (AVX-512, AVX2, baseline) on the CPU for square matrices up to n = 128
+    (float64: 32), squares for the rest of float32; on CUDA one Triton program to a matrix whose longer side is at most
+    128 (float64: 64), for others one after the other products in float64, 84 m n^2 operations or 176 m n^2, no TF32
+    whatever torch allows; else the reference, by singular values. What LAPACK computes has the same bits for the same
+    number of threads only.
 
     Raises ValueError for shapes, TypeError for dtypes.
     """
