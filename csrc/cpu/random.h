@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "common/philox.h"
-#include "table.h"
+#include "random_args.h"
 #include "vmath.h"
 
 namespace pygen {

@@ -268,7 +268,8 @@ def _default_backward(
         grad_y, x, weight, pre, activation=options.activation, need_x=need_x, **options.keywords()
     )
     fmt, none = _layout(x), grad_y.new_empty(0)
-    grad_bias = grad_pre.sum((2, 3) if bias_of_samples else (0, 2, 3)).to(weight.dtype) if need_bias else none
+    over = (2, 3) if bias_of_samples else (0, 2, 3)
+    grad_bias = grad_pre.sum(over, dtype=torch.float64).to(weight.dtype) if need_bias else none
     return (
         grad_y.new_empty(0) if grad_x is None else grad_x.to(weight.dtype).contiguous(memory_format=fmt),
         grad_weight.to(weight.dtype) if need_weight else grad_y.new_empty(0),

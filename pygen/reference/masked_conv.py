@@ -86,7 +86,7 @@ def activate_backward(grad: Tensor, pre: Tensor, activation: str | None) -> Tens
     if activation == "relu":
         return torch.where(pre <= 0, 0, grad)
     if activation == "elu":
-        return torch.where(pre > 0, grad, grad * pre.clamp(max=0).exp())
+        return torch.where(pre <= 0, grad * pre.clamp(max=0).exp(), grad)
     if activation in ("gate", "glu"):
         a, b = pre.chunk(2, 1)
         s, rest = torch.sigmoid(b), torch.sigmoid(-b)
@@ -127,16 +127,19 @@ def preactivation(
         rows = overlap(last.shape[1], size[0], dilation * dy, stride, transposed)
         columns = overlap(last.shape[2], size[1], dilation * dx, stride, transposed)
         seen, at = last[:, rows[0], columns[0]], (ALL, rows[1], columns[1])
+        if seen.numel() == 0:
+            continue
         if codes:
             y[at] += F.embedding(seen.long(), w[t])
             continue
         mask = channel_mask if (dy, dx) == (0, 0) else None
         for i, o in links(channels_in, channels_out, mask, channel_groups, interleaved, gated, x.device):
             with without_autocast(x):
-                y[(*at, o)] += seen[..., i] @ w[t][i][:, o]
+                part = seen[..., i].flatten(0, 2) @ w[t][i][:, o]
+            y[(*at, o)] += part.unflatten(0, seen.shape[:3])
     y = y.movedim(-1, 1)
     if bias is not None:
-        y = y + bias.to(dtype).reshape(-1 if bias.dim() == 2 else 1, channels_out, 1, 1)
+        y = y + bias.to(dtype)[..., None, None]
     return y if condition is None else y + condition.to(dtype)
 
 
@@ -213,8 +216,10 @@ def masked_conv2d_backward(
         rows = overlap(last.shape[1], grad.shape[1], dilation * dy, stride, transposed)
         columns = overlap(last.shape[2], grad.shape[2], dilation * dx, stride, transposed)
         seen, at, g = last[:, rows[0], columns[0]], (ALL, rows[0], columns[0]), grad[:, rows[1], columns[1]]
+        if seen.numel() == 0:
+            continue
         if codes:
-            grad_weight[t].index_add_(0, seen.long().flatten(), g.reshape(-1, channels_out))
+            grad_weight[t].index_add_(0, seen.long().flatten(), g.flatten(0, 2))
             continue
         mask = channel_mask if (dy, dx) == (0, 0) else None
         for i, o in links(channels_in, channels_out, mask, channel_groups, interleaved, gated, x.device):

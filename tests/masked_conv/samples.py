@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -85,8 +86,10 @@ def sample(
         "condition": random(f"{name} condition", batch, before, height, width) if condition else None,
         "residual": random(f"{name} residual", batch, channels_out, height, width) if residual else None,
     }
-    if bias is not None:
-        inputs["bias"] = random(f"{name} bias", *((batch, before) if bias == "sample" else (before,)))
+    if bias == "channel":
+        inputs["bias"] = random(f"{name} bias", before)
+    elif bias == "sample":
+        inputs["bias_of_samples"] = random(f"{name} bias", batch, before)
     return Sample(name, inputs, options)
 
 
@@ -206,14 +209,24 @@ def errors() -> Iterator[ErrorInput]:
         yield bad(f"{name} no bool", TypeError, name, "2", **{name: 2})
 
 
+def of_samples(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with a bias for each sample under a name of its own: it is cut where the batch is, the other not."""
+
+    @functools.wraps(function)
+    def call(*, bias: Tensor | None = None, bias_of_samples: Tensor | None = None, **arguments: Any) -> Tensor:
+        return function(bias=bias if bias_of_samples is None else bias_of_samples, **arguments)
+
+    return call
+
+
 CONV = register(
     OpSpec(
         name="masked_conv2d",
-        function=pygen.ops.masked_conv2d,
-        reference=pygen.reference.masked_conv2d,
+        function=of_samples(pygen.ops.masked_conv2d),
+        reference=of_samples(pygen.reference.masked_conv2d),
         outputs=("y",),
-        roles=dict.fromkeys(("x", "weight", "bias", "condition", "residual"), "data"),
-        batched=frozenset({"x", "condition", "residual", "y"}),
+        roles=dict.fromkeys(("x", "weight", "bias", "bias_of_samples", "condition", "residual"), "data"),
+        batched=frozenset({"x", "bias_of_samples", "condition", "residual", "y"}),
         order=1,
         samples=samples,
         shapes=shapes,
@@ -236,7 +249,6 @@ def backward_sample(forward: Sample) -> Sample:
     call = build(CONV, forward, F64, device="meta")
     op, (x, weight, *rest, options), _ = raw_call(CONV, call)
     y, pre = op(x, weight, *rest, options)
-    bias = forward.inputs["bias"]
     return Sample(
         forward.name,
         {
@@ -245,7 +257,7 @@ def backward_sample(forward: Sample) -> Sample:
             "weight": forward.inputs["weight"],
             "pre": random(f"{forward.name} pre", *pre.shape) if forward.options["activation"] else None,
         },
-        {"options": options, **dict.fromkeys(_NEEDS, True), "bias_of_samples": bias is not None and bias.dim() == 2},
+        {"options": options, **dict.fromkeys(_NEEDS, True), "bias_of_samples": "bias_of_samples" in forward.inputs},
         traits=forward.options,
     )
 
