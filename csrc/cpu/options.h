@@ -17,6 +17,7 @@ class OptionValue {
   operator double() const { return number<double>(); }
   operator int64_t() const { return number<int64_t>(); }
   operator bool() const { return number<int64_t>() != 0; }
+  operator std::string() const { return std::string(text_); }
   // the place of the value among these names
   int64_t among(std::initializer_list<std::string_view> names) const {
     int64_t i = 0;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <string_view>
 
+#include "random_args.h"
 #include "glue.h"
 #include "random_args.h"
 #include "table.h"

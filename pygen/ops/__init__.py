@@ -2,7 +2,19 @@
 
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
+from .masked_conv import causal_conv1d, causal_taps, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
 
-__all__ = ["accumulate_moments", "affine_coupling", "dequantize", "polar", "trace_sqrt_product"]
+__all__ = [
+    "accumulate_moments",
+    "affine_coupling",
+    "causal_conv1d",
+    "causal_taps",
+    "dequantize",
+    "masked_conv2d",
+    "polar",
+    "trace_sqrt_product",
+    "weight_from_dense",
+    "weight_to_dense",
+]

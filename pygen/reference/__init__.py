@@ -2,6 +2,7 @@
 
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
+from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
 
-__all__ = ["accumulate_moments", "affine_coupling", "polar", "trace_sqrt_product"]
+__all__ = ["accumulate_moments", "affine_coupling", "masked_conv2d", "polar", "trace_sqrt_product"]
