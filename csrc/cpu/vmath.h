@@ -100,18 +100,17 @@ PYGEN_INLINE Vec<T> scale2(const Vec<T>& x, const Vec<T>& n) {
 }
 #endif
 
-// --- exp, tanh, atan
-// ----------------------------------------------------------------------------------------------------
+// --- exp, tanh, atan -------------------------------------------------------------------------------------------------
 
-// e^u = m 2^n with m in [1/sqrt 2, sqrt 2]. Beyond |u| = kLimit every product with a finite number is 0 or infinite
-// anyway.
+// e^u = (1 + q) 2^n with 1 + q in [1/sqrt 2, sqrt 2]; n = 0 and q = e^u - 1, as exact as e^u, near u = 0. Where u is
+// clamped every product of e^u with a finite number is 0 or infinite anyway.
 template <class T>
-struct Exp {
-  Vec<T> m, n;
+struct Expm1 {
+  Vec<T> q, n;
 };
 
 template <bool kNegative = false>  // kNegative: u <= 0
-PYGEN_INLINE Exp<float> exp_parts(const Vec<float>& u) {
+PYGEN_INLINE Expm1<float> expm1_parts(const Vec<float>& u) {
   using V = Vec<float>;
   using at::vec::fmadd;
   const V x = kNegative ? at::vec::clamp_min(u, V(-250.f)) : at::vec::clamp(u, V(-250.f), V(250.f));
@@ -123,11 +122,11 @@ PYGEN_INLINE Exp<float> exp_parts(const Vec<float>& u) {
   p = fmadd(p, r, V(4.1665795894e-2f));
   p = fmadd(p, r, V(1.6666665459e-1f));
   p = fmadd(p, r, V(5.0000001201e-1f));
-  return {fmadd(p, r * r, r) + V(1.f), n};
+  return {fmadd(p, r * r, r), n};
 }
 
 template <bool kNegative = false>
-PYGEN_INLINE Exp<double> exp_parts(const Vec<double>& u) {
+PYGEN_INLINE Expm1<double> expm1_parts(const Vec<double>& u) {
   using V = Vec<double>;
   using at::vec::fmadd;
   const V x = at::vec::clamp(u, V(-2000.0), V(2000.0));
@@ -139,7 +138,19 @@ PYGEN_INLINE Exp<double> exp_parts(const Vec<double>& u) {
   V q = fmadd(z, V(3.00198505138664455042e-6), V(2.52448340349684104192e-3));
   q = fmadd(q, z, V(2.27265548208155028766e-1));
   q = fmadd(q, z, V(2.00000000000000000005e0));
-  return {fmadd(V(2.0), p / (q - p), V(1.0)), n};
+  return {V(2.0) * (p / (q - p)), n};
+}
+
+// e^u = m 2^n with m in [1/sqrt 2, sqrt 2]
+template <class T>
+struct Exp {
+  Vec<T> m, n;
+};
+
+template <bool kNegative = false, class T>
+PYGEN_INLINE Exp<T> exp_parts(const Vec<T>& u) {
+  const Expm1<T> e = expm1_parts<kNegative>(u);
+  return {e.q + Vec<T>(T(1)), e.n};
 }
 
 PYGEN_INLINE Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }
