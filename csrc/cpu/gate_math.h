@@ -1,12 +1,12 @@
 // The gate tanh(a) sigmoid(b), or a sigmoid(b), and its gradient on vectors, one ISA tier. In PyTorch:
-// reference/gate.py.
+// reference/gates.py.
 //
 // With u = e^-2|a| and w = e^-|b|: tanh |a| = (1 - u) / (1 + u), and sigmoid(b) = 1 / (1 + w) or w / (1 + w). Both
 // share one division. 1 - u comes from e^-2|a| - 1, which is exact near a = 0. The derivatives are 4 u / (1 + u)^2 and
 // w / (1 + w)^2: right where tanh and sigmoid are 1 to rounding. Powers of two are applied last: a small factor never
 // takes a product with a large one to 0.
 #pragma once
-#include "gate_args.h"
+#include "gates_args.h"
 #include "vmath.h"
 
 namespace pygen {
