@@ -2,7 +2,16 @@
 
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
+from .gates import concat_elu, gated_activation
 from .moments import accumulate_moments
 from .random import dequantize
 
-__all__ = ["accumulate_moments", "affine_coupling", "dequantize", "polar", "trace_sqrt_product"]
+__all__ = [
+    "accumulate_moments",
+    "affine_coupling",
+    "concat_elu",
+    "dequantize",
+    "gated_activation",
+    "polar",
+    "trace_sqrt_product",
+]

@@ -2,6 +2,14 @@
 
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
+from .gates import concat_elu, gated_activation
 from .moments import accumulate_moments
 
-__all__ = ["accumulate_moments", "affine_coupling", "polar", "trace_sqrt_product"]
+__all__ = [
+    "accumulate_moments",
+    "affine_coupling",
+    "concat_elu",
+    "gated_activation",
+    "polar",
+    "trace_sqrt_product",
+]
