@@ -4,6 +4,7 @@
 
 #include "coupling_args.h"
 #include "frechet_args.h"
+#include "gates_args.h"
 #include "moments_args.h"
 #include "random_args.h"
 
@@ -15,8 +16,8 @@ struct ProbeKernels {
   double (*fma64)(int64_t n);
 };
 
-using Table = std::tuple<const CouplingKernels*, const RandomKernels*, const FrechetKernels*, const MomentsKernels*,
-                         const ProbeKernels*>;
+using Table = std::tuple<const CouplingKernels*, const RandomKernels*, const FrechetKernels*, const GatesKernels*,
+                         const MomentsKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -29,6 +29,15 @@ using Arithmetic = std::conditional_t<std::is_same_v<X, double>, double, float>;
 
 constexpr int64_t kBlock = 512;  // elements that are handled together
 
+// Calls f(i, full vector count or tail count as a constant or a number) over n elements.
+template <class T, class F>
+PYGEN_INLINE void for_vectors(int64_t n, const F& f) {
+  constexpr int64_t W = Vec<T>::size();
+  int64_t i = 0;
+  for (; i + W <= n; i += W) f(i, std::integral_constant<int64_t, W>());
+  if (i < n) f(i, n - i);
+}
+
 // Comparisons as the ISA holds them: a mask register, or a vector.
 #if defined(CPU_CAPABILITY_AVX512)
 PYGEN_INLINE __mmask16 less(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -100,7 +109,7 @@ PYGEN_INLINE Vec<T> scale2(const Vec<T>& x, const Vec<T>& n) {
 }
 #endif
 
-// --- exp, tanh, atan -------------------------------------------------------------------------------------------------
+// --- exp, expm1, tanh, atan ------------------------------------------------------------------------------------------
 
 // e^u = (1 + q) 2^n with 1 + q in [1/sqrt 2, sqrt 2]; n = 0 and q = e^u - 1, as exact as e^u, near u = 0. Where u is
 // clamped every product of e^u with a finite number is 0 or infinite anyway.
@@ -151,6 +160,13 @@ template <bool kNegative = false, class T>
 PYGEN_INLINE Exp<T> exp_parts(const Vec<T>& u) {
   const Expm1<T> e = expm1_parts<kNegative>(u);
   return {e.q + Vec<T>(T(1)), e.n};
+}
+
+template <class T>
+PYGEN_INLINE Vec<T> expm1(const Vec<T>& u) {  // u <= 0
+  const Expm1<T> e = expm1_parts<true>(u);
+  const Vec<T> one(T(1)), p = scale2(one, e.n);
+  return at::vec::fmadd(p, e.q, p - one);
 }
 
 PYGEN_INLINE Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }
