@@ -146,7 +146,7 @@ define(
     setup_context=_setup_context,
     backward=_backward,
     check=_check,
-    cuda=None,
+    cuda="triton",
 )
 define(
     "gated_activation_backward(Tensor grad_y, Tensor x, Tensor? bias, Tensor? condition, str kind, bool need_x, "
@@ -156,7 +156,7 @@ define(
     fake=_fake_backward,
     backward=once_differentiable("gated_activation_backward"),
     check=_check_backward,
-    cuda=None,
+    cuda="triton",
 )
 
 
@@ -268,7 +268,7 @@ define(
     setup_context=_setup_elu,
     backward=_backward_elu,
     check=_check_elu,
-    cuda=None,
+    cuda="triton",
 )
 define(
     "concat_elu_backward(Tensor grad_y, Tensor x) -> Tensor grad_x",
@@ -277,7 +277,7 @@ define(
     fake=_fake_elu_backward,
     backward=once_differentiable("concat_elu_backward"),
     check=_check_elu_backward,
-    cuda=None,
+    cuda="triton",
 )
 
 
