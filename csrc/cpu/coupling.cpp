@@ -3,7 +3,6 @@
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
-#include <unistd.h>
 
 #include <limits>
 #include <string_view>
@@ -153,25 +152,11 @@ bool admits(const Tensor& x, const Tensor& params, const OptionalTensor& gain, c
                      logdet->size(0) == x.size(0));
 }
 
-// As `layout` in pygen/ops/coupling.py.
-at::MemoryFormat layout(const Tensor& x) {
-  const bool last = x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
-  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
 // --- rows and tasks --------------------------------------------------------------------------------------------------
 
 constexpr int64_t kChunk = 8192;      // elements of x that one task holds, about
 constexpr int64_t kGroups = 32;       // of tasks, each with sums of its own for the gain's gradient
 constexpr int64_t kParallel = 16384;  // elements below which a second thread costs more than it brings
-
-int64_t last_level_cache() {
-  static const int64_t bytes = [] {
-    const long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    return level3 > 0 ? int64_t(level3) : int64_t(32) << 20;
-  }();
-  return bytes;
-}
 
 // Kernel arguments with what they point to.
 struct Plan {

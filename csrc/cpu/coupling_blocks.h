@@ -140,15 +140,6 @@ PYGEN_INLINE void invert(Scale<T>& s) {
   s.n = s.n.neg();
 }
 
-// Calls f(i, full vector count or tail count as a constant or a number) over n elements.
-template <class T, class F>
-PYGEN_INLINE void for_vectors(int64_t n, const F& f) {
-  constexpr int64_t W = Vec<T>::size();
-  int64_t i = 0;
-  for (; i + W <= n; i += W) f(i, std::integral_constant<int64_t, W>());
-  if (i < n) f(i, n - i);
-}
-
 // The first w lanes of x, and `rest` in the others.
 template <class T, class W>
 PYGEN_INLINE Vec<T> first_lanes(const Vec<T>& x, W w, T rest) {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_native.h>
+#include <unistd.h>
 
 #include <optional>
 #include <type_traits>
@@ -27,6 +28,20 @@ R refuse(const char* name, R (*)(P...), std::type_identity_t<P>... args) {
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype,
                         at::MemoryFormat format = at::MemoryFormat::Contiguous) {
   return at::native::empty_cpu(sizes, dtype, at::kStrided, at::kCPU, false, format);
+}
+
+// As `layout` in pygen/_lib.py.
+inline at::MemoryFormat layout(const at::Tensor& x) {
+  const bool last = x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+inline int64_t last_level_cache() {
+  static const int64_t bytes = [] {
+    const long level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return level3 > 0 ? int64_t(level3) : int64_t(32) << 20;
+  }();
+  return bytes;
 }
 
 inline std::optional<FloatType> float_type(at::ScalarType type) {

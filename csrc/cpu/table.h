@@ -8,6 +8,7 @@ namespace pygen {
 struct CouplingKernels;  // each in its <op>_args.h: who needs one is compiled anew when that one changes
 struct ConvKernels;
 struct FrechetKernels;
+struct GatesKernels;
 struct MomentsKernels;
 struct RandomKernels;
 
@@ -17,8 +18,8 @@ struct ProbeKernels {
   double (*fma64)(int64_t n);
 };
 
-using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const MomentsKernels*,
-                         const RandomKernels*, const ProbeKernels*>;
+using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
+                         const MomentsKernels*, const RandomKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -29,6 +29,15 @@ using Arithmetic = std::conditional_t<std::is_same_v<X, double>, double, float>;
 
 constexpr int64_t kBlock = 512;  // elements that are handled together
 
+// Calls f(i, full vector count or tail count as a constant or a number) over n elements.
+template <class T, class F>
+PYGEN_INLINE void for_vectors(int64_t n, const F& f) {
+  constexpr int64_t W = Vec<T>::size();
+  int64_t i = 0;
+  for (; i + W <= n; i += W) f(i, std::integral_constant<int64_t, W>());
+  if (i < n) f(i, n - i);
+}
+
 // Comparisons as the ISA holds them: a mask register, or a vector.
 #if defined(CPU_CAPABILITY_AVX512)
 PYGEN_INLINE __mmask16 less(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -100,18 +109,17 @@ PYGEN_INLINE Vec<T> scale2(const Vec<T>& x, const Vec<T>& n) {
 }
 #endif
 
-// --- exp, tanh, atan
-// ----------------------------------------------------------------------------------------------------
+// --- exp, expm1, tanh, atan ------------------------------------------------------------------------------------------
 
-// e^u = m 2^n with m in [1/sqrt 2, sqrt 2]. Beyond |u| = kLimit every product with a finite number is 0 or infinite
-// anyway.
+// e^u = (1 + q) 2^n with 1 + q in [1/sqrt 2, sqrt 2]; n = 0 and q = e^u - 1, as exact as e^u, near u = 0. Where u is
+// clamped every product of e^u with a finite number is 0 or infinite anyway.
 template <class T>
-struct Exp {
-  Vec<T> m, n;
+struct Expm1 {
+  Vec<T> q, n;
 };
 
 template <bool kNegative = false>  // kNegative: u <= 0
-PYGEN_INLINE Exp<float> exp_parts(const Vec<float>& u) {
+PYGEN_INLINE Expm1<float> expm1_parts(const Vec<float>& u) {
   using V = Vec<float>;
   using at::vec::fmadd;
   const V x = kNegative ? at::vec::clamp_min(u, V(-250.f)) : at::vec::clamp(u, V(-250.f), V(250.f));
@@ -123,11 +131,11 @@ PYGEN_INLINE Exp<float> exp_parts(const Vec<float>& u) {
   p = fmadd(p, r, V(4.1665795894e-2f));
   p = fmadd(p, r, V(1.6666665459e-1f));
   p = fmadd(p, r, V(5.0000001201e-1f));
-  return {fmadd(p, r * r, r) + V(1.f), n};
+  return {fmadd(p, r * r, r), n};
 }
 
 template <bool kNegative = false>
-PYGEN_INLINE Exp<double> exp_parts(const Vec<double>& u) {
+PYGEN_INLINE Expm1<double> expm1_parts(const Vec<double>& u) {
   using V = Vec<double>;
   using at::vec::fmadd;
   const V x = at::vec::clamp(u, V(-2000.0), V(2000.0));
@@ -139,7 +147,26 @@ PYGEN_INLINE Exp<double> exp_parts(const Vec<double>& u) {
   V q = fmadd(z, V(3.00198505138664455042e-6), V(2.52448340349684104192e-3));
   q = fmadd(q, z, V(2.27265548208155028766e-1));
   q = fmadd(q, z, V(2.00000000000000000005e0));
-  return {fmadd(V(2.0), p / (q - p), V(1.0)), n};
+  return {V(2.0) * (p / (q - p)), n};
+}
+
+// e^u = m 2^n with m in [1/sqrt 2, sqrt 2]
+template <class T>
+struct Exp {
+  Vec<T> m, n;
+};
+
+template <bool kNegative = false, class T>
+PYGEN_INLINE Exp<T> exp_parts(const Vec<T>& u) {
+  const Expm1<T> e = expm1_parts<kNegative>(u);
+  return {e.q + Vec<T>(T(1)), e.n};
+}
+
+template <class T>
+PYGEN_INLINE Vec<T> expm1(const Vec<T>& u) {  // u <= 0
+  const Expm1<T> e = expm1_parts<true>(u);
+  const Vec<T> one(T(1)), p = scale2(one, e.n);
+  return at::vec::fmadd(p, e.q, p - one);
 }
 
 PYGEN_INLINE Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }

@@ -2,6 +2,7 @@
 
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
+from .gates import concat_elu, gated_activation
 from .masked_conv import causal_conv1d, causal_taps, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
@@ -11,7 +12,9 @@ __all__ = [
     "affine_coupling",
     "causal_conv1d",
     "causal_taps",
+    "concat_elu",
     "dequantize",
+    "gated_activation",
     "masked_conv2d",
     "polar",
     "trace_sqrt_product",

@@ -6,3 +6,13 @@ from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
 
 __all__ = ["accumulate_moments", "affine_coupling", "masked_conv2d", "polar", "trace_sqrt_product"]
+from .gates import concat_elu, gated_activation
+
+__all__ = [
+    "accumulate_moments",
+    "affine_coupling",
+    "concat_elu",
+    "gated_activation",
+    "polar",
+    "trace_sqrt_product",
+]
