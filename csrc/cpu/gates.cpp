@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "gates_args.h"
 #include "glue.h"
 #include "table.h"
 

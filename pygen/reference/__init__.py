@@ -2,17 +2,16 @@
 
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
+from .gates import concat_elu, gated_activation
 from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
-
-__all__ = ["accumulate_moments", "affine_coupling", "masked_conv2d", "polar", "trace_sqrt_product"]
-from .gates import concat_elu, gated_activation
 
 __all__ = [
     "accumulate_moments",
     "affine_coupling",
     "concat_elu",
     "gated_activation",
+    "masked_conv2d",
     "polar",
     "trace_sqrt_product",
 ]
