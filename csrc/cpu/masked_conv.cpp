@@ -162,7 +162,8 @@ std::tuple<Tensor, Tensor> masked_conv2d(const Tensor& x, const Tensor& weight, 
   const int64_t channels = a.pre.channels, height = a.pre.height, width = a.pre.width;
   Tensor y = empty({a.batch, o.gated() ? channels / 2 : channels, height, width}, type, format);
   const bool activates = o.activation != ConvActivation::kNone;
-  Tensor pre = activates ? empty({a.batch, channels, height, width}, type, format) : empty({0}, type);
+  Tensor pre = activates ? empty({a.batch, channels, height, width}, type, at::MemoryFormat::ChannelsLast)
+                         : empty({0}, type);
   if (y.numel() == 0) return {y, pre};
   Tensor b;
   if (bias) {
