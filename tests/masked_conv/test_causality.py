@@ -12,7 +12,13 @@ from pygen.ops import causal_conv1d, causal_taps, masked_conv2d
 
 KERNELS = ((3, 3), (5, 3), (1, 5), (7, 7))
 LISTS = [
-    pytest.param(causal_taps(kernel, kind=kind, order=order, stack=stack), order, kind, stack, id=f"{kernel}-{kind}-{order}-{stack}")
+    pytest.param(
+        causal_taps(kernel, kind=kind, order=order, stack=stack),
+        order,
+        kind,
+        stack,
+        id=f"{kernel}-{kind}-{order}-{stack}",
+    )
     for kernel, kind, order, stack in product(KERNELS, "AB", ("raster", "reversed"), (None, "vertical", "horizontal"))
     if causal_taps(kernel, kind=kind, order=order, stack=stack)
 ]

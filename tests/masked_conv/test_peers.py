@@ -28,7 +28,9 @@ def channel_mask(channels_out: int, channels_in: int, mask: str | None, groups: 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("mask", "groups", "interleaved"), [(None, 3, False), *product("AB", (2, 3), (False, True))])
 @pytest.mark.parametrize(("kernel", "kind"), list(product((3, 5, (3, 7)), "AB")))
-@pytest.mark.parametrize(("stride", "dilation", "order"), [(1, 1, "raster"), (2, 1, "reversed"), (1, 2, "reversed"), (3, 2, "raster")])
+@pytest.mark.parametrize(
+    ("stride", "dilation", "order"), [(1, 1, "raster"), (2, 1, "reversed"), (1, 2, "reversed"), (3, 2, "raster")]
+)
 @pytest.mark.parametrize("stack", [None, "vertical", "horizontal"])
 def test_masked_kernels(kernel, kind, mask, groups, interleaved, stride, dilation, order, stack, layout):
     """F.conv2d(x, w * mask): values, and gradients on live taps."""
@@ -64,7 +66,9 @@ def taps_of(kernel: tuple[int, int], kind: str) -> list[tuple[int, int]]:
     return [(dy, dx) for dy in range(1 - height, 1) for dx in columns]
 
 
-@pytest.mark.parametrize(("kernel", "kind"), [((2, 3), "down"), ((2, 2), "down-right"), ((1, 3), "down"), ((2, 1), "down-right")])
+@pytest.mark.parametrize(
+    ("kernel", "kind"), [((2, 3), "down"), ((2, 2), "down-right"), ((1, 3), "down"), ((2, 1), "down-right")]
+)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_shifted_convolutions(kernel, kind, stride):
     """down_shifted_conv2d pads (kh - 1, 0) rows and (kw - 1) // 2 columns at both sides, down_right_shifted_conv2d
