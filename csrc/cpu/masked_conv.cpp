@@ -5,8 +5,8 @@
 #include <string_view>
 #include <vector>
 
-#include "masked_conv_args.h"
 #include "glue.h"
+#include "masked_conv_args.h"
 #include "options.h"
 #include "table.h"
 
@@ -101,7 +101,8 @@ bool admits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, c
          fits(condition, {x.size(0), channels, height, width}) && fits(residual, {x.size(0), of_y, height, width});
 }
 
-// --- sizes and layouts ------------------------------------------------------------------------------------------------
+// --- sizes and layouts
+// ------------------------------------------------------------------------------------------------
 
 // channels_last where x is so and not contiguous too, as pygen/_lib.py has it
 at::MemoryFormat layout(const Tensor& x) {
@@ -110,8 +111,7 @@ at::MemoryFormat layout(const Tensor& x) {
 }
 
 ConvImages images(const Tensor& t) {
-  return {t.const_data_ptr(), t.size(1),   t.size(2),   t.size(3),
-          t.stride(0),        t.stride(1), t.stride(2), t.stride(3)};
+  return {t.const_data_ptr(), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
 // x: codes as int64, [B, 1, H, W]; weight: contiguous
@@ -141,7 +141,8 @@ ConvArgs arguments(const Tensor& x, const Tensor& weight, const Options& o, std:
   return a;
 }
 
-// --- the ops ----------------------------------------------------------------------------------------------------------
+// --- the ops
+// ----------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> masked_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                          const OptionalTensor& condition, const OptionalTensor& residual,
@@ -162,7 +163,8 @@ std::tuple<Tensor, Tensor> masked_conv2d(const Tensor& x, const Tensor& weight, 
   const int64_t channels = a.pre.channels, height = a.pre.height, width = a.pre.width;
   Tensor y = empty({a.batch, o.gated() ? channels / 2 : channels, height, width}, type, format);
   const bool activates = o.activation != ConvActivation::kNone;
-  Tensor pre = activates ? empty({a.batch, channels, height, width}, type, format) : empty({0}, type);
+  Tensor pre =
+      activates ? empty({a.batch, channels, height, width}, type, at::MemoryFormat::ChannelsLast) : empty({0}, type);
   if (y.numel() == 0) return {y, pre};
   Tensor b;
   if (bias) {

@@ -1,10 +1,10 @@
 // Convolutions over live taps, one ISA tier.
 //
 // Whatever the stride, the direction or the border, a tap joins runs of input pixels to runs of output pixels: borders
-// are shorter runs, and nothing is padded or copied to be so. A tile of up to a dozen pixels and a few vectors of output
-// channels stays in registers while one tap's input channels are summed, from zero; then it is added to the output. One
-// sum over all taps would be a chain so long that it rounds worse than the library's. With few input channels one sum
-// takes several taps.
+// are shorter runs, and nothing is padded or copied to be so. A tile of up to a dozen pixels and a few vectors of
+// output channels stays in registers while one tap's input channels are summed, from zero; then it is added to the
+// output. One sum over all taps would be a chain so long that it rounds worse than the library's. With few input
+// channels one sum takes several taps.
 //
 // The gradient of x is the same with negated taps and transposed weights. The gradient of the weight is the same tile
 // with pixels and channels exchanged: up to 256 pixels are summed from zero, then added.
@@ -22,7 +22,8 @@ inline namespace CPU_CAPABILITY {
 namespace {
 namespace conv {
 
-// --- tiles ------------------------------------------------------------------------------------------------------------
+// --- tiles
+// ------------------------------------------------------------------------------------------------------------
 
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int kRowsOf[] = {0, 12, 12, 8, 6};  // of a tile, by its vectors: up to 24 accumulators of 32 registers
@@ -119,7 +120,8 @@ inline void multiply_rows(Tile<T> t, int64_t vectors, int64_t rows) {
   }
 }
 
-// --- where taps lead --------------------------------------------------------------------------------------------------
+// --- where taps lead
+// --------------------------------------------------------------------------------------------------
 
 // Along an axis: output out + j out_step meets input in + j in_step, for j < count.
 struct Run {
@@ -158,7 +160,8 @@ inline std::vector<Rect> cut(int64_t height, int64_t width, int64_t pixels) {
   return rects;
 }
 
-// --- pixels into and out of scratch memory: [pixels, stride] with channels side by side --------------------------------
+// --- pixels into and out of scratch memory: [pixels, stride] with channels side by side
+// --------------------------------
 
 template <class T>
 inline void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows, int64_t columns) {
@@ -226,7 +229,8 @@ void store_pixels(S* x, int64_t channel, int64_t pixel, int64_t channels, int64_
           transpose(in + (q + j) * stride + c, stride, to + j, step, std::min<int64_t>(16, columns - j), rows);
         }
         if constexpr (!std::is_same_v<T, S>) {
-          for (int64_t i = 0; i < rows; ++i) store_run(x + (c + i) * channel + q, planes + i * kPlanePixels, columns, false);
+          for (int64_t i = 0; i < rows; ++i)
+            store_run(x + (c + i) * channel + q, planes + i * kPlanePixels, columns, false);
         }
       }
     }
@@ -237,7 +241,8 @@ void store_pixels(S* x, int64_t channel, int64_t pixel, int64_t channels, int64_
   }
 }
 
-// Calls f(first element, pixels, pixels before) for runs of evenly spaced pixels of a rectangle: all of it, or its rows.
+// Calls f(first element, pixels, pixels before) for runs of evenly spaced pixels of a rectangle: all of it, or its
+// rows.
 template <class S, class F>
 inline void for_runs(const ConvImages& x, int64_t sample, const Rect& rect, F&& f) {
   S* const data = static_cast<S*>(const_cast<void*>(x.data)) + sample * x.sample + rect.left * x.pixel;
@@ -284,7 +289,8 @@ View<T> view(const ConvImages& x, int64_t sample, int64_t top, int64_t bottom, T
   return {scratch - top * x.width * x.channels, x.width * x.channels, x.channels};
 }
 
-// --- a convolution without what follows it ----------------------------------------------------------------------------
+// --- a convolution without what follows it
+// ----------------------------------------------------------------------------
 
 inline int64_t group_of(const ConvArgs& a, int64_t channel, int64_t channels) {
   return a.interleaved ? channel % a.groups : channel / (channels / a.groups);
@@ -477,7 +483,8 @@ class Convolution {
   std::vector<T> live_;
 };
 
-// --- activations ------------------------------------------------------------------------------------------------------
+// --- activations
+// ------------------------------------------------------------------------------------------------------
 
 template <class T>
 PYGEN_INLINE Vec<T> exp_of_negative(const Vec<T>& x) {
@@ -547,7 +554,8 @@ void activate_backward(ConvActivation activation, const T* grad_y, int64_t y_ste
   }
 }
 
-// --- forward ----------------------------------------------------------------------------------------------------------
+// --- forward
+// ----------------------------------------------------------------------------------------------------------
 
 template <class T>
 constexpr int64_t padded(int64_t n) {
@@ -664,7 +672,8 @@ void forward(const Workers& workers, const ConvArgs& a) {
   });
 }
 
-// --- backward ---------------------------------------------------------------------------------------------------------
+// --- backward
+// ---------------------------------------------------------------------------------------------------------
 
 // sums [channels] += grad over the pixels of a rectangle
 template <class T>

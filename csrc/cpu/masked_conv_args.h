@@ -18,8 +18,8 @@ struct ConvImages {
 
 struct ConvArgs {
   int64_t batch = 0;
-  ConvImages x;                    // codes: int64, one channel
-  int64_t channels_in = 0;         // rows of each tap's weight: of x, or codes
+  ConvImages x;             // codes: int64, one channel
+  int64_t channels_in = 0;  // rows of each tap's weight: of x, or codes
   bool codes = false;
   int64_t taps = 0;
   const int64_t* offsets = nullptr;  // [taps, 2]: dilation (dy, dx)
@@ -33,7 +33,7 @@ struct ConvArgs {
   const void* weight = nullptr;  // [taps, channels_in, channels of pre]
   const void* bias = nullptr;    // [channels of pre], for each sample if bias_of_samples; backward: its gradient
   bool bias_of_samples = false;
-  ConvImages pre, y;              // forward: written (pre has sizes anyway); backward: read (y: its gradient)
+  ConvImages pre, y;               // forward: written (pre has sizes anyway); backward: read (y: its gradient)
   ConvImages condition, residual;  // forward
   ConvImages grad_x, grad_pre;     // backward, written if there
   void *grad_weight = nullptr, *grad_bias = nullptr;

@@ -227,7 +227,7 @@ def _check_backward(
         raise ValueError(f"masked_conv2d: expected pre with an activation and only then, got {pre}")
 
 
-# --- the ops ----------------------------------------------------------------------------------------------------------
+# --- the ops: y and, with an activation, the pre-activations as kernels like them, channels_last ----------------------
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -247,7 +247,9 @@ def _default(
         x, weight, bias, condition, size=options.output_size(x), gated=options.gated, **options.keywords()
     )
     y = reference.finish(pre, options.activation, residual, weight.dtype)
-    kept = pre.to(weight.dtype).contiguous(memory_format=_layout(x)) if options.activates else y.new_empty(0)
+    kept = y.new_empty(0)
+    if options.activates:
+        kept = pre.to(weight.dtype).contiguous(memory_format=torch.channels_last)
     return y.contiguous(memory_format=_layout(x)), kept
 
 
@@ -288,14 +290,14 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     check(x, weight, bias, condition, residual, options)
     channels = weight.shape[2]
-    size, fmt = options.output_size(x), _layout(x)
+    size = options.output_size(x)
 
-    def image(channels: int) -> Tensor:
+    def image(channels: int, fmt: torch.memory_format) -> Tensor:
         shape = (x.shape[0], channels, *size)
         return torch.empty(shape, dtype=weight.dtype, device=x.device, memory_format=fmt)
 
-    y = image(channels // 2 if options.gated else channels)
-    return y, image(channels) if options.activates else weight.new_empty(0)
+    y = image(channels // 2 if options.gated else channels, _layout(x))
+    return y, image(channels, torch.channels_last) if options.activates else weight.new_empty(0)
 
 
 def _fake_backward(

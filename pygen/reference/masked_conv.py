@@ -1,4 +1,4 @@
-"""Masked convolutions in plain PyTorch: sums of products over live taps, which every other implementation is judged by."""
+"""Masked convolutions in plain PyTorch, as sums over live taps: what every other implementation is judged by."""
 
 from __future__ import annotations
 
@@ -126,17 +126,17 @@ def preactivation(
     for t, (dy, dx) in enumerate(taps):
         rows = overlap(last.shape[1], size[0], dilation * dy, stride, transposed)
         columns = overlap(last.shape[2], size[1], dilation * dx, stride, transposed)
-        seen, at = last[:, rows[0], columns[0]], (ALL, rows[1], columns[1])
+        seen = last[:, rows[0], columns[0]]
         if seen.numel() == 0:
             continue
         if codes:
-            y[at] += F.embedding(seen.long(), w[t])
+            y[:, rows[1], columns[1]] += F.embedding(seen.long(), w[t])
             continue
         mask = channel_mask if (dy, dx) == (0, 0) else None
         for i, o in links(channels_in, channels_out, mask, channel_groups, interleaved, gated, x.device):
             with without_autocast(x):
                 part = seen[..., i].flatten(0, 2) @ w[t][i][:, o]
-            y[(*at, o)] += part.unflatten(0, seen.shape[:3])
+            y[:, rows[1], columns[1], o] += part.unflatten(0, seen.shape[:3])
     y = y.movedim(-1, 1)
     if bias is not None:
         y = y + bias.to(dtype)[..., None, None]
@@ -215,7 +215,7 @@ def masked_conv2d_backward(
     for t, (dy, dx) in enumerate(taps):
         rows = overlap(last.shape[1], grad.shape[1], dilation * dy, stride, transposed)
         columns = overlap(last.shape[2], grad.shape[2], dilation * dx, stride, transposed)
-        seen, at, g = last[:, rows[0], columns[0]], (ALL, rows[0], columns[0]), grad[:, rows[1], columns[1]]
+        seen, g = last[:, rows[0], columns[0]], grad[:, rows[1], columns[1]]
         if seen.numel() == 0:
             continue
         if codes:
@@ -225,10 +225,9 @@ def masked_conv2d_backward(
         for i, o in links(channels_in, channels_out, mask, channel_groups, interleaved, gated, x.device):
             with without_autocast(x):
                 if grad_x is not None:
-                    grad_x[(*at, i)] += g[..., o] @ w[t][i][:, o].mT
+                    grad_x[:, rows[0], columns[0], i] += g[..., o] @ w[t][i][:, o].mT
                 part = seen[..., i].flatten(0, 2).mT @ g[..., o].flatten(0, 2)
-            if mask is None:
-                grad_weight[t] = part
-            else:
-                grad_weight[t, i[:, None], o] = part
+            entries = grad_weight[t][i]
+            entries[:, o] = part
+            grad_weight[t][i] = entries
     return (None if grad_x is None else grad_x.movedim(-1, 1)), grad_weight, grad_pre

@@ -129,7 +129,9 @@ def shapes() -> Iterator[Sample]:
         yield sample(f"empty-{by(shape)}-{out}", shape, out)
     for groups, interleaved in product((2, 4, 16), (False, True)):
         yield sample(f"groups-{groups}-{interleaved}", (2, 48, 5, 7), 32, mask=("B", groups, interleaved))
-        yield sample(f"gated-{groups}-{interleaved}", (2, 16, 5, 7), 48, mask=("A", groups, interleaved), activation="gate")
+        yield sample(
+            f"gated-{groups}-{interleaved}", (2, 16, 5, 7), 48, mask=("A", groups, interleaved), activation="gate"
+        )
 
 
 def draw() -> st.SearchStrategy[Sample]:
@@ -186,7 +188,16 @@ def errors() -> Iterator[ErrorInput]:
     yield bad("odd channels of a gate", ValueError, "even", "7", weight=torch.randn(5, 6, 7), activation="gate")
     yield bad("input groups", ValueError, "Cin", "4", channel_mask="A", channel_groups=4)
     yield bad("output groups", ValueError, "3", "8", channel_mask="B")
-    yield bad("gated groups", ValueError, "2", "3", weight=torch.randn(5, 6, 6), channel_mask="B", channel_groups=2, activation="glu")
+    yield bad(
+        "gated groups",
+        ValueError,
+        "2",
+        "3",
+        weight=torch.randn(5, 6, 6),
+        channel_mask="B",
+        channel_groups=2,
+        activation="glu",
+    )
     yield bad("no groups", ValueError, "channel_groups", "0", channel_mask="B", channel_groups=0)
     yield bad("groups of codes", ValueError, "channel_mask", x=codes, channel_mask="B", channel_groups=2)
     yield bad("codes too large", ValueError, "[0, 6)", "6", x=codes + 6, by_value=True)
