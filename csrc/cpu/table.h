@@ -5,6 +5,7 @@
 #include "coupling_args.h"
 #include "frechet_args.h"
 #include "gates_args.h"
+#include "heads_args.h"
 #include "moments_args.h"
 #include "random_args.h"
 
@@ -17,7 +18,7 @@ struct ProbeKernels {
 };
 
 using Table = std::tuple<const CouplingKernels*, const RandomKernels*, const FrechetKernels*, const GatesKernels*,
-                         const MomentsKernels*, const ProbeKernels*>;
+                         const HeadsKernels*, const MomentsKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -3,11 +3,13 @@
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
+from .heads import categorical_nll
 from .moments import accumulate_moments
 
 __all__ = [
     "accumulate_moments",
     "affine_coupling",
+    "categorical_nll",
     "concat_elu",
     "gated_activation",
     "polar",
