@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-OPS = ("coupling", "random", "frechet", "gates")  # files of this package that hold `CASES: tuple[Case, ...]`
+OPS = ("coupling", "random", "frechet", "gates", "heads")  # files of this package that hold `CASES: tuple[Case, ...]`
 
 MODES = ("fwd", "bwd", "full", "call")
 

@@ -10,7 +10,7 @@ from .._lib import without_autocast
 
 def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, C, N] of [B, C, ...]."""
-    return t.to(dtype).unsqueeze(-1).flatten(2)
+    return t.to(dtype)[..., None].flatten(2)
 
 
 def _log_probabilities(h: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> Tensor:
@@ -20,7 +20,8 @@ def _log_probabilities(h: Tensor, weight: Tensor, bias: Tensor | None, channels:
         logits = weight.to(dtype) @ _flat(h, dtype)  # [B, Cout, N]
     if bias is not None:
         logits = logits + bias.to(dtype)[:, None]
-    return logits.unflatten(1, (channels, weight.shape[0] // channels)).log_softmax(2)
+    grouped: Tensor = logits.unflatten(1, (channels, weight.shape[0] // channels))
+    return grouped.log_softmax(2)
 
 
 def categorical_nll(
