@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-OPS = ("coupling", "random", "frechet", "masked_conv")  # files of this package that hold `CASES: tuple[Case, ...]`
+OPS = ("coupling", "random", "frechet", "masked_conv", "gates", "heads")  # files of this package that hold `CASES`
 
 MODES = ("fwd", "bwd", "full", "call")
 

@@ -71,17 +71,15 @@ struct GateGradient {
 template <Gate kGate, class T>
 PYGEN_INLINE GateGradient<T> gate_backward(const Vec<T>& a, const Vec<T>& b, const Vec<T>& g) {
   using V = Vec<T>;
-  const V one(T(1));
   const Sigmoid<T> s = sigmoid_parts(b);
   if constexpr (kGate == Gate::kLinear) {
     // a and g may both be large: one half of the power of two comes before g, the other after it
-    const V inverse = one / s.bottom, half = (s.k * V(T(0.5))).round();
-    return {scale2(g * (s.top * inverse), s.n), scale2(scale2(a * (s.m * inverse * inverse), half) * g, s.k - half)};
+    const V half = (s.k * V(T(0.5))).round(), slope = s.m / (s.bottom * s.bottom);
+    return {scale2(g * (s.top / s.bottom), s.n), scale2(scale2(a * slope, half) * g, s.k - half)};
   } else {
     const Tanh<T> t = tanh_parts(a);
-    const V inverse = one / (t.bottom * s.bottom);
-    const V slope_a = s.top * t.m * (inverse * s.bottom * inverse),
-            slope_b = t.top * s.m * (inverse * t.bottom * inverse);
+    const V both = t.bottom * s.bottom;
+    const V slope_a = s.top * t.m / (both * t.bottom), slope_b = t.top * s.m / (both * s.bottom);
     return {scale2(g * slope_a, t.n + s.n + V(T(2))), scale2(g * with_sign_of(a, slope_b), s.k)};
   }
 }

@@ -9,6 +9,7 @@ struct CouplingKernels;  // each in its <op>_args.h: who needs one is compiled a
 struct ConvKernels;
 struct FrechetKernels;
 struct GatesKernels;
+struct HeadsKernels;
 struct MomentsKernels;
 struct RandomKernels;
 
@@ -19,7 +20,7 @@ struct ProbeKernels {
 };
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
-                         const MomentsKernels*, const RandomKernels*, const ProbeKernels*>;
+                         const HeadsKernels*, const MomentsKernels*, const RandomKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

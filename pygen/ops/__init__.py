@@ -3,6 +3,7 @@
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
+from .heads import categorical_nll
 from .masked_conv import causal_conv1d, causal_taps, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
@@ -10,6 +11,7 @@ from .random import dequantize
 __all__ = [
     "accumulate_moments",
     "affine_coupling",
+    "categorical_nll",
     "causal_conv1d",
     "causal_taps",
     "concat_elu",

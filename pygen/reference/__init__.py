@@ -3,12 +3,14 @@
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
+from .heads import categorical_nll
 from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
 
 __all__ = [
     "accumulate_moments",
     "affine_coupling",
+    "categorical_nll",
     "concat_elu",
     "gated_activation",
     "masked_conv2d",

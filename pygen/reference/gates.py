@@ -11,7 +11,7 @@ def pre_activation(x: Tensor, bias: Tensor | None, condition: Tensor | None) -> 
     """a and b, [B, C, ...] each, in the type of the arithmetic: the halves of x + bias + condition."""
     z = x.to(torch.promote_types(x.dtype, torch.float32))  # float16 and bfloat16 are storage types
     if bias is not None:
-        z = z + bias.to(z)[(..., *[None] * (x.dim() - 2))]  # [2C, 1, 1] or [B, 2C, 1, 1]
+        z = z + bias.to(z).reshape(*bias.shape, *[1] * (x.dim() - 2))  # [2C, 1, 1] or [B, 2C, 1, 1]
     if condition is not None:
         z = z + condition.to(z)
     a, b = z.split(x.shape[1] // 2, 1) if x.shape[1] else (z, z)

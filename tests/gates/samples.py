@@ -129,8 +129,8 @@ def with_bias(function: Any) -> Any:
     """A bias a sample as an input of its own: the suite cuts batches of what has samples."""
 
     @functools.wraps(function)
-    def call(x: Tensor, *, bias: Tensor | None = None, per_sample: Tensor | None = None, **others: Any) -> Tensor:
-        return function(x, bias=bias if per_sample is None else per_sample, **others)
+    def call(*, bias: Tensor | None = None, per_sample: Tensor | None = None, **others: Any) -> Any:
+        return function(bias=bias if per_sample is None else per_sample, **others)
 
     return call
 
@@ -212,13 +212,10 @@ ELU = register(
 
 
 def backward_sample(s: Sample) -> Sample:
-    x, bias = s.inputs["x"], s.inputs["bias"]
-    inputs = {
-        "grad_y": random(f"{s.name} grad_y", x.shape[0], x.shape[1] // 2, *x.shape[2:]),
-        "x": x,
-        "bias": s.inputs["per_sample"] if bias is None else bias,
-        "condition": s.inputs["condition"],
-    }
+    x = s.inputs["x"]
+    grad_y = random(f"{s.name} grad_y", x.shape[0], x.shape[1] // 2, *x.shape[2:])
+    inputs = {"grad_y": grad_y, **s.inputs}
+    del inputs["residual"]
     return Sample(s.name, inputs, {**s.options, "need_x": True, "need_bias": True}, s.traits)
 
 
@@ -234,11 +231,9 @@ def calling(name: str) -> Any:
     return call
 
 
-def reference_backward(
-    grad_y: Tensor, x: Tensor, bias: Tensor | None, condition: Tensor | None, kind: str, need_x: bool, need_bias: bool
-) -> tuple[Tensor, Tensor]:
+def reference_backward(*, bias: Tensor | None, need_x: bool, need_bias: bool, **arguments: Any) -> tuple[Tensor, ...]:
     """The reference's gradients; those that are not asked for are empty."""
-    grads = gates.gated_activation_backward(grad_y, x, bias, condition, kind=kind)
+    grads = gates.gated_activation_backward(bias=bias, **arguments)
     return tuple(g if need else g.new_empty(0) for g, need in zip(grads, (need_x, need_bias), strict=True))
 
 
@@ -250,11 +245,11 @@ def reference_elu_backward(grad_y: Tensor, x: Tensor) -> Tensor:
 register(
     OpSpec(
         name="gated_activation_backward",
-        function=calling("gated_activation_backward"),
-        reference=reference_backward,
+        function=with_bias(calling("gated_activation_backward")),
+        reference=with_bias(reference_backward),
         outputs=("grad_x", "grad_bias"),
-        roles=dict.fromkeys(("grad_y", "x", "bias", "condition"), "data"),
-        batched=frozenset({"grad_y", "x", "condition", "grad_x"}),
+        roles=dict.fromkeys(("grad_y", "x", "bias", "per_sample", "condition"), "data"),
+        batched=frozenset({"grad_y", "x", "per_sample", "condition", "grad_x"}),
         order=0,
         samples=lambda: map(backward_sample, samples()),
         skips={"need_x": 0, "need_bias": 1},

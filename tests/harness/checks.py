@@ -209,15 +209,16 @@ def partial_gradients(spec: OpSpec, sample: Sample, device: str = "cpu", skips: 
     call = build(spec, sample, F32, device=device)
     names = call.differentiable
 
-    def gradients(wanted: Collection[str]) -> tuple[Tensors, int, dict[str, int]]:
-        """Gradients, the bytes that their computation took, and of these the bytes of each gradient."""
+    def gradients(wanted: Collection[str]) -> tuple[Tensors, int, dict[int, int]]:
+        """Gradients, the bytes that their computation took, and of these the bytes of each gradient, by its address:
+        several may be one tensor."""
         c = call.requiring_grad(wanted)
         outputs = run(spec, spec.function, c)
         upstream = upstream_gradients(outputs, "contiguous")
         with _Allocations() as allocations:
             grads = backward(outputs, upstream, c)
         passed_on = {g.data_ptr() for g in upstream.values()}
-        own = {k: g.nbytes for k, g in grads.items() if g.data_ptr() not in passed_on and g.any()}
+        own = {g.data_ptr(): g.nbytes for g in grads.values() if g.data_ptr() not in passed_on and g.any()}
         return grads, allocations.bytes, own
 
     everything, all_bytes, own_bytes = gradients(names)
@@ -225,7 +226,7 @@ def partial_gradients(spec: OpSpec, sample: Sample, device: str = "cpu", skips: 
         key = f"grad_{name}"
         alone, alone_bytes, _ = gradients([name])
         assert_same_bits(alone, {key: everything[key]}, f"the gradient of {name} alone")
-        others = sum(n for k, n in own_bytes.items() if k != key)
+        others = sum(n for k, n in own_bytes.items() if k != everything[key].data_ptr())
         if skips:
             assert alone_bytes <= all_bytes - others, (
                 f"the other gradients are not skipped: all take {all_bytes} bytes, {others} of these are the others', "

@@ -1,0 +1,132 @@
+// Output heads on the CPU: what is admitted, how sites are cut into blocks, threads.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "glue.h"
+#include "table.h"
+
+namespace pygen {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kLogits = 1 << 17;  // of a block: half a second-level cache in float32
+constexpr int64_t kGroups = 16;       // of tasks, each with sums of its own for the gradients of weight and bias
+
+bool fits(const Tensor& t, const Tensor& h) { return t.is_cpu() && t.scalar_type() == h.scalar_type(); }
+
+// The conditions of `_check` in pygen/ops/heads.py, without the messages.
+bool admits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target) {
+  if (h.dim() < 2 || !h.is_cpu() || !float_type(h.scalar_type()) || weight.dim() != 2 || !fits(weight, h) ||
+      weight.size(1) != h.size(1) || !target.is_cpu() || !at::isIntegralType(target.scalar_type(), false) ||
+      target.dim() != h.dim() || target.size(0) != h.size(0) || target.sizes().slice(2) != h.sizes().slice(2)) {
+    return false;
+  }
+  const int64_t outputs = weight.size(0), channels = target.size(1);
+  return channels > 0 && outputs > 0 && outputs % channels == 0 &&
+         (!bias || (fits(*bias, h) && bias->sizes() == weight.sizes().slice(0, 1)));
+}
+
+bool in_range(const Tensor& target, int64_t levels) {
+  const auto* p = target.const_data_ptr<int64_t>();
+  return std::all_of(p, p + target.numel(), [&](int64_t level) { return level >= 0 && level < levels; });
+}
+
+// Kernel arguments with what they point to. Types are those of the arithmetic.
+struct Plan {
+  HeadsArgs args{};
+  Tensor h, weight, bias, target;
+  int64_t tasks = 0;
+
+  Plan(const Tensor& h_, const Tensor& weight_, const OptionalTensor& bias_, const Tensor& target_) {
+    const auto type = h_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const auto format = layout(h_);
+    h = h_.to(type).contiguous(format);
+    weight = weight_.to(type).contiguous();
+    if (bias_) bias = bias_->to(type).contiguous();
+    target = target_.to(at::kLong).contiguous();
+    auto& a = args;
+    a.h = h.const_data_ptr();
+    a.weight = weight.const_data_ptr();
+    a.bias = bias_ ? bias.const_data_ptr() : nullptr;
+    a.target = target.const_data_ptr<int64_t>();
+    a.inputs = h.size(1), a.outputs = weight.size(0), a.channels = target.size(1);
+    a.levels = a.outputs / a.channels;
+    a.area = c10::multiply_integers(h.sizes().slice(2));
+    const bool together = format == at::MemoryFormat::ChannelsLast || a.area == 1;  // a site's inputs
+    a.sites = together ? h.size(0) * a.area : a.area;
+    a.h_sample = a.inputs * a.sites;
+    a.h_site = together ? a.inputs : 1;
+    a.h_input = together ? 1 : a.area;
+    a.block = std::clamp<int64_t>(kLogits / a.outputs / 8 * 8, 8, 256);
+    a.block = std::min(a.block, a.sites);
+    a.blocks = target.numel() ? (a.sites + a.block - 1) / a.block : 0;
+    tasks = (together ? 1 : h.size(0)) * a.blocks;
+  }
+  bool is_double() const { return h.scalar_type() == at::kDouble; }
+};
+
+Tensor categorical_nll(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target) {
+  const auto hand_over = [&] { return refuse("pygen::categorical_nll", &categorical_nll, h, weight, bias, target); };
+  if (!admits(h, weight, bias, target)) return hand_over();
+  Plan plan(h, weight, bias, target);
+  if (!in_range(plan.target, plan.args.levels)) return hand_over();
+  Tensor nll = empty(target.sizes(), plan.h.scalar_type());
+  plan.args.nll = nll.mutable_data_ptr();
+  const auto kernel = kernels<HeadsKernels>().categorical_nll[plan.is_double()];
+  at::parallel_for(0, plan.tasks, 1, [&](int64_t begin, int64_t end) { kernel(plan.args, begin, end); });
+  return nll;
+}
+
+std::tuple<Tensor, Tensor, Tensor> categorical_nll_backward(const Tensor& grad, const Tensor& h, const Tensor& weight,
+                                                            const OptionalTensor& bias, const Tensor& target,
+                                                            bool need_h, bool need_weight, bool need_bias) {
+  const auto hand_over = [&] {
+    return refuse("pygen::categorical_nll_backward", &categorical_nll_backward, grad, h, weight, bias, target, need_h,
+                  need_weight, need_bias);
+  };
+  if (!admits(h, weight, bias, target) || !grad.is_cpu() || grad.sizes() != target.sizes()) return hand_over();
+  Plan plan(h, weight, bias, target);
+  const auto type = plan.h.scalar_type(), storage = h.scalar_type();
+  auto& a = plan.args;
+  if (grad.scalar_type() != type || !in_range(plan.target, a.levels)) return hand_over();
+  need_bias = need_bias && bias;
+  const Tensor g = grad.contiguous();
+  Tensor grad_h =
+      empty(need_h ? h.sizes() : at::IntArrayRef{0}, type, need_h ? layout(h) : at::MemoryFormat::Contiguous);
+  a.grad = g.const_data_ptr();
+  a.grad_h = need_h ? grad_h.mutable_data_ptr() : nullptr;
+
+  const int64_t groups = std::max<int64_t>(1, std::min(plan.tasks, kGroups));
+  const int64_t weights = need_weight ? weight.numel() : 0, own = weights + (need_bias ? a.outputs : 0);
+  Tensor sums = empty({groups, own}, at::kDouble).zero_();
+  auto* values = sums.mutable_data_ptr<double>();
+  const auto kernel = kernels<HeadsKernels>().categorical_nll_backward[plan.is_double()];
+  at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) {
+      HeadsArgs part = a;
+      part.grad_weight = need_weight ? values + begin * own : nullptr;
+      part.grad_bias = need_bias ? values + begin * own + weights : nullptr;
+      kernel(part, plan.tasks * begin / groups, plan.tasks * (begin + 1) / groups);
+    }
+  });
+  for (int64_t k = 1; k < groups; ++k) {
+    for (int64_t i = 0; i < own; ++i) values[i] += values[k * own + i];
+  }
+  const auto part = [&](int64_t from, int64_t n, at::IntArrayRef sizes) {  // a copy, also where the type is the sums'
+    return sums.select(0, 0).narrow(0, from, n).to(storage, false, true).reshape(sizes);
+  };
+  return {grad_h.to(storage), part(0, weights, need_weight ? weight.sizes() : at::IntArrayRef{0}),
+          part(weights, own - weights, need_bias ? bias->sizes() : at::IntArrayRef{0})};
+}
+
+TORCH_LIBRARY_IMPL(pygen, CPU, m) {
+  m.impl("categorical_nll", &categorical_nll);
+  m.impl("categorical_nll_backward", &categorical_nll_backward);
+}
+
+}  // namespace
+}  // namespace pygen

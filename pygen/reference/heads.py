@@ -1,0 +1,62 @@
+"""Output heads in plain PyTorch: what every other implementation is judged against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._lib import without_autocast
+
+
+def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, C, N] of [B, C, ...]."""
+    return t.to(dtype)[..., None].flatten(2)
+
+
+def _log_probabilities(h: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> Tensor:
+    """[B, channels, levels, N] of N sites."""
+    dtype = torch.promote_types(h.dtype, torch.float32)  # float16 and bfloat16 are storage types
+    with without_autocast(h):
+        logits = weight.to(dtype) @ _flat(h, dtype)  # [B, Cout, N]
+    if bias is not None:
+        logits = logits + bias.to(dtype)[:, None]
+    grouped: Tensor = logits.unflatten(1, (channels, weight.shape[0] // channels))
+    return grouped.log_softmax(2)
+
+
+def categorical_nll(
+    h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, order: str = "channel"
+) -> Tensor:
+    """See `pygen.ops.categorical_nll`. Where target is no level the result is NaN."""
+    weight, bias = by_channel(weight, bias, target.shape[1], order)
+    log_p = _log_probabilities(h, weight, bias, target.shape[1])
+    levels = log_p.shape[2]
+    level = _flat(target, torch.int64)[:, :, None]
+    nll = -log_p.gather(2, level.clamp(0, levels - 1))
+    return torch.where((level >= 0) & (level < levels), nll, torch.nan).reshape(target.shape)
+
+
+def by_channel(weight: Tensor, bias: Tensor | None, channels: int, order: str) -> tuple[Tensor, Tensor | None]:
+    """Output c levels + l is level l of channel c; where order is "level", output l channels + c was."""
+    if order == "level":
+        levels = weight.shape[0] // channels
+        weight = weight.unflatten(0, (levels, channels)).transpose(0, 1).flatten(0, 1)
+        bias = None if bias is None else bias.unflatten(0, (levels, channels)).mT.flatten()
+    return weight, bias
+
+
+def categorical_nll_backward(
+    grad_nll: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to h, weight and bias (empty without one), by formula: d logits = g (softmax - onehot)."""
+    log_p = _log_probabilities(h, weight, bias, target.shape[1])
+    g = _flat(grad_nll, log_p.dtype)[:, :, None]  # [B, channels, 1, N]
+    level = _flat(target, torch.int64)[:, :, None]
+    inside = (level >= 0) & (level < log_p.shape[2])
+    grad = (g * log_p.exp()).scatter_add(2, level.clamp(0, log_p.shape[2] - 1), -g)
+    grad = torch.where(inside, grad, torch.nan).flatten(1, 2)  # [B, Cout, N]
+    with without_autocast(h):
+        grad_h = (weight.to(grad).mT @ grad).reshape(h.shape)
+        grad_weight = torch.einsum("bon,bcn->oc", grad, _flat(h, grad.dtype))
+    grad_bias = h.new_empty(0) if bias is None else grad.sum((0, 2)).to(bias.dtype)
+    return grad_h.to(h.dtype), grad_weight.to(weight.dtype), grad_bias
