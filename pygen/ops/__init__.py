@@ -2,7 +2,11 @@
 
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
+from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .moments import accumulate_moments
 from .random import dequantize
 
-__all__ = ["accumulate_moments", "affine_coupling", "dequantize", "polar", "trace_sqrt_product"]
+__all__ = [
+    "accumulate_moments", "affine_coupling", "dequantize", "logistic_mixture_nll", "logistic_mixture_sample", "polar",
+    "trace_sqrt_product",
+]  # fmt: skip
