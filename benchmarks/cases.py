@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-OPS = ("coupling", "random", "frechet")  # files of this package that hold `CASES: tuple[Case, ...]`
+OPS = ("coupling", "random", "frechet", "logistic_mixture")  # files of this package that hold `CASES: tuple[Case, ...]`
 
 MODES = ("fwd", "bwd", "full", "call")
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "coupling_args.h"
 #include "glue.h"
 #include "options.h"
 #include "table.h"

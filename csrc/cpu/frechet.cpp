@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "frechet_args.h"
 #include "glue.h"
 #include "table.h"
 

@@ -1,6 +1,7 @@
 // Running moments on the CPU: what is admitted, threads.
 #include <torch/library.h>
 
+#include "moments_args.h"
 #include "glue.h"
 #include "table.h"
 

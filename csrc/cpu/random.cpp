@@ -6,6 +6,7 @@
 #include <limits>
 #include <string_view>
 
+#include "random_args.h"
 #include "glue.h"
 #include "place.h"
 #include "table.h"
@@ -25,23 +26,6 @@ Tensor dequantize(const Tensor& x, const OptionalTensor& noise, const Tensor& id
                   int64_t step, int64_t offset, int64_t levels, double scale, double shift, at::ScalarType dtype);
 
 // --- what is admitted ------------------------------------------------------------------------------------------------
-
-std::optional<IntType> int_type(at::ScalarType type) {
-  switch (type) {
-    case at::kByte:
-      return IntType::kU8;
-    case at::kChar:
-      return IntType::kI8;
-    case at::kShort:
-      return IntType::kI16;
-    case at::kInt:
-      return IntType::kI32;
-    case at::kLong:
-      return IntType::kI64;
-    default:
-      return std::nullopt;
-  }
-}
 
 std::optional<Distribution> distribution(std::string_view name) {
   int i = 0;

@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "stream.h"
-#include "table.h"
+#include "random_args.h"
 
 namespace pygen {
 inline namespace CPU_CAPABILITY {

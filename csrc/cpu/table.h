@@ -1,13 +1,17 @@
 // What one ISA tier offers. Plain pointers: no torch types cross between the extension modules.
 #pragma once
+#include <cstdint>
 #include <tuple>
 
-#include "coupling_args.h"
-#include "frechet_args.h"
-#include "moments_args.h"
-#include "random_args.h"
 
 namespace pygen {
+
+// Each in its <op>_args.h, which table.h does not include: a change of one recompiles its own family alone.
+struct CouplingKernels;
+struct RandomKernels;
+struct FrechetKernels;
+struct MomentsKernels;
+struct MixtureKernels;
 
 struct ProbeKernels {
   // Runs 20 independent chains of `n` fused multiply-adds on full vectors, in registers; returns the operations done.
@@ -16,7 +20,7 @@ struct ProbeKernels {
 };
 
 using Table = std::tuple<const CouplingKernels*, const RandomKernels*, const FrechetKernels*, const MomentsKernels*,
-                         const ProbeKernels*>;
+                         const MixtureKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -128,7 +129,7 @@ def _log_p(t: _Terms, form: str) -> Tensor:
         return torch.where(t.below, F.logsigmoid(a), zero) + torch.where(t.above, F.logsigmoid(-b), zero) + inside
     mass = torch.sigmoid(a) - torch.sigmoid(b)
     middle = q * t.centred
-    density = F.logsigmoid(middle) + F.logsigmoid(-middle) - t.log_scales + torch.log(torch.tensor(2 * t.half)).to(a)
+    density = F.logsigmoid(middle) + F.logsigmoid(-middle) - t.log_scales + math.log(2 * t.half)
     inside = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), density)
     return torch.where(t.above, torch.where(t.below, inside, F.logsigmoid(-b)), F.logsigmoid(a))
 

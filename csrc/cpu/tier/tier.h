@@ -10,6 +10,7 @@ extern const CouplingKernels coupling_kernels;
 extern const RandomKernels random_kernels;
 extern const FrechetKernels frechet_kernels;
 extern const MomentsKernels moments_kernels;
+extern const MixtureKernels mixture_kernels;
 extern const ProbeKernels probe_kernels;
 
 }  // namespace CPU_CAPABILITY
