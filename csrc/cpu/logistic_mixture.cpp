@@ -41,7 +41,7 @@ struct MixtureOptions {
   }
 };
 
-constexpr int64_t kParallel = 2048;  // parameters that are worth a thread: some 10 microseconds
+constexpr int64_t kParallel = 2048, kScaled = 65536;  // parameters that are worth a thread: some 10 microseconds
 
 // --- what is admitted ------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,9 @@ Tensor nll_backward(const Tensor& grad, const Tensor& slope, const Tensor& nll) 
                            one ? 0 : 1,
                            out.mutable_data_ptr()};
   const auto kernel = kernels<MixtureKernels>().scale[int(*type)];
-  for_tasks(a.samples, a.area, 1 + a.parameters / 16, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+  const int64_t tasks = a.at.channel == 1 ? samples * ((a.area + kMixtureTask - 1) / kMixtureTask) : s.size(0) * s.size(1);
+  const int64_t grain = std::max<int64_t>(1, kScaled * tasks / out.numel());
+  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
   return out;
 }
 

@@ -56,7 +56,7 @@ struct MixtureSampleArgs : MixtureArgs {
 
 constexpr int64_t kMixtureTask = 64;  // pixels of one sample that the glue counts as one
 
-// By FloatType of parameters: the tasks [begin, end) out of samples * ceil(area / kMixtureTask).
+// By FloatType of parameters: the tasks [begin, end), out of samples * ceil(area / kMixtureTask) unless said otherwise.
 struct MixtureKernels {
   bool (*nll[4])(const MixtureNllArgs&, int64_t begin, int64_t end);  // false: a level out of range was met
   void (*scale[4])(const MixtureScaleArgs&, int64_t begin, int64_t end);
