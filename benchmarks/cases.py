@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-OPS = ("coupling", "random", "frechet", "masked_conv", "gates", "heads")  # files of this package that hold `CASES`
+# files of this package that hold `CASES`
+OPS = ("coupling", "random", "frechet", "masked_conv", "gates", "heads", "logistic_mixture")
 
 MODES = ("fwd", "bwd", "full", "call")
 

@@ -15,11 +15,15 @@ if triton.knobs.runtime.interpret:  # TRITON_INTERPRET=1 has no libdevice
     def _elementwise(function):
         return lambda x: tl.tensor(interpreter_builder.unary_op(x.handle, function), x.type)
 
-    exp, expm1, log, log1p, tanh, atan = map(_elementwise, (np.exp, np.expm1, np.log, np.log1p, np.tanh, np.arctan))
+    exp, expm1, log, log1p, tanh, atan, rint = map(
+        _elementwise, (np.exp, np.expm1, np.log, np.log1p, np.tanh, np.arctan, np.rint)
+    )
 else:
-    from triton.language.extra.cuda.libdevice import atan, exp, expm1, log, log1p, tanh
+    from triton.language.extra.cuda.libdevice import atan, exp, expm1, log, log1p, rint, tanh
 
-__all__ = ["atan", "div", "exp", "exp_parts", "expm1", "log", "log1p", "over", "scale2", "sqrt", "tanh", "times"]
+__all__ = [
+    "atan", "div", "exp", "exp_parts", "expm1", "log", "log1p", "over", "rint", "scale2", "sqrt", "tanh", "times",
+]  # fmt: skip
 
 
 @triton.jit

@@ -90,6 +90,20 @@ def _join(x, e):
 
 
 @triton.jit
+def _exp(x, POWER: tl.constexpr):
+    """2^POWER e^x, both within the exponents of normal numbers."""
+    shifted = x * 1.44269504 + 12582912.0
+    n = shifted - 12582912.0
+    r = x - n * 0.693359375 - n * -2.12194440e-4
+    p = r * 1.9875691500e-4 + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    return (p * r * r + r + 1.0) * _float((_bits(shifted) - 0x4B400000 + (POWER + 127)) << 23)
+
+
+@triton.jit
 def _signed(w):
     """float32 of the bits as an int32."""
     return w.to(tl.int32, bitcast=True).to(tl.float32)
@@ -231,16 +245,7 @@ def _units(logits, k, categories, top):
     x = (x - top).to(tl.float32)
     bad = inside & ~(x <= 0.0)
     x = tl.where(x < -32.0, -32.0, x)
-    shifted = x * 1.44269504 + 12582912.0
-    n = shifted - 12582912.0
-    r = x - n * 0.693359375 - n * -2.12194440e-4
-    p = r * 1.9875691500e-4 + 1.3981999507e-3
-    p = p * r + 8.3334519073e-3
-    p = p * r + 4.1665795894e-2
-    p = p * r + 1.6666665459e-1
-    p = p * r + 5.0000001201e-1
-    scale = _float((_bits(shifted) - 0x4B400000 + 157) << 23)
-    units = ((p * r * r + r + 1.0) * scale + 0.5).to(tl.int32).to(tl.int64)
+    units = (_exp(x, 30) + 0.5).to(tl.int32).to(tl.int64)
     return tl.where(inside & ~bad, units, 0), bad
 
 

@@ -147,20 +147,21 @@ PYGEN_HD auto gumbel(U w) {
   return join(s.x, from_signed(s.e)) * -1.0f;
 }
 
-// round(2^30 e^x) for x <= 0; x that is NaN gives anything
-PYGEN_HD uint32_t exp_units(float x) {
-  x = x < -32.0f ? -32.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
-  const float r = x - n * kLog2High - n * kLog2Low;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+// 2^power e^x; x and the result within the exponents of normal numbers
+template <class F>
+PYGEN_HD F exp(F x, uint32_t power = 0) {
+  const F shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+  const F r = x - n * kLog2High - n * kLog2Low;
+  F p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const float scale = as_float((as_bits(shifted) - 0x4b400000u + 157u) << 23);
-  return to_signed((p * r * r + r + 1.0f) * scale + 0.5f);
+  return (p * r * r + r + 1.0f) * as_float((as_bits(shifted) - 0x4b400000u + (power + 127u)) << 23);
 }
+
+// round(2^30 e^x) for x <= 0; x that is NaN gives anything
+PYGEN_HD uint32_t exp_units(float x) { return to_signed(exp(x < -32.0f ? -32.0f : x, 30) + 0.5f); }
 
 }  // namespace
 }  // namespace philox

@@ -59,4 +59,21 @@ inline std::optional<FloatType> float_type(at::ScalarType type) {
   }
 }
 
+inline std::optional<IntType> int_type(at::ScalarType type) {
+  switch (type) {
+    case at::kByte:
+      return IntType::kU8;
+    case at::kChar:
+      return IntType::kI8;
+    case at::kShort:
+      return IntType::kI16;
+    case at::kInt:
+      return IntType::kI32;
+    case at::kLong:
+      return IntType::kI64;
+    default:
+      return std::nullopt;
+  }
+}
+
 }  // namespace pygen

@@ -1,5 +1,4 @@
 // The random stream on the CPU: what is admitted, seeds, threads.
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -7,8 +6,8 @@
 #include <limits>
 #include <string_view>
 
-#include "random_args.h"
 #include "glue.h"
+#include "place.h"
 #include "random_args.h"
 #include "table.h"
 
@@ -17,7 +16,6 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Seed = std::optional<int64_t>;
 
 Tensor random(const Tensor& ids, Seed seed, int64_t first_sample, int64_t step, int64_t offset, at::IntArrayRef size,
               std::string_view kind, at::ScalarType dtype);
@@ -29,23 +27,6 @@ Tensor dequantize(const Tensor& x, const OptionalTensor& noise, const Tensor& id
 
 // --- what is admitted ------------------------------------------------------------------------------------------------
 
-std::optional<IntType> int_type(at::ScalarType type) {
-  switch (type) {
-    case at::kByte:
-      return IntType::kU8;
-    case at::kChar:
-      return IntType::kI8;
-    case at::kShort:
-      return IntType::kI16;
-    case at::kInt:
-      return IntType::kI32;
-    case at::kLong:
-      return IntType::kI64;
-    default:
-      return std::nullopt;
-  }
-}
-
 std::optional<Distribution> distribution(std::string_view name) {
   int i = 0;
   for (const std::string_view known : {"bits", "uniform", "normal", "logistic", "gumbel"}) {
@@ -54,48 +35,6 @@ std::optional<Distribution> distribution(std::string_view name) {
   }
   return std::nullopt;
 }
-
-// The conditions of `_check_stream` in pygen/ops/random.py, without the messages; and the place in the stream.
-class Place {
- public:
-  Place(const Tensor& ids, int64_t first_sample, int64_t step, int64_t offset, at::IntArrayRef size) {
-    if (size.empty() || !ids.is_cpu() || ids.dim() != 1 || ids.scalar_type() != at::kLong) return;
-    int64_t row = 1;
-    for (size_t d = 0; d < size.size(); ++d) {
-      if (size[d] < 0) return;
-      if (d && __builtin_mul_overflow(row, size[d], &row)) return;
-    }
-    if (ids.size(0) != 0 && ids.size(0) != size[0]) return;
-    if (first_sample < 0 || step < 0 || step >= int64_t(1) << 32) return;
-    if (size[0] > 0 && first_sample > std::numeric_limits<int64_t>::max() - (size[0] - 1)) return;
-    constexpr int64_t kMost = int64_t(1) << 34;
-    if (offset < 0 || offset > kMost || row > kMost - offset) return;
-    ids_ = ids.contiguous();
-    const auto* values = ids_.size(0) ? ids_.const_data_ptr<int64_t>() : nullptr;
-    stream = {0, values, uint64_t(first_sample), uint32_t(step), offset, row};
-    elements = size[0] * row;
-    ok = true;
-  }
-
-  // As seed_of of pygen/_seed.py; returns the seed as the schema has it.
-  Seed draw(Seed seed) {
-    if (!seed) {
-      auto* generator =
-          at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
-      const std::lock_guard<std::mutex> lock(generator->mutex_);
-      seed = int64_t(generator->random64());
-    }
-    stream.seed = uint64_t(*seed);
-    return seed;
-  }
-
-  Stream stream{};
-  int64_t elements = 0;
-  bool ok = false;
-
- private:
-  Tensor ids_;
-};
 
 // --- the ops ---------------------------------------------------------------------------------------------------------
 

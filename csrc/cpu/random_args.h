@@ -7,7 +7,6 @@
 namespace pygen {
 
 enum class Distribution : int { kBits, kUniform, kNormal, kLogistic, kGumbel };  // the order of pygen/ops/random.py
-enum class IntType : int { kU8, kI8, kI16, kI32, kI64 };
 
 // Where draws [batch, row] lie in the stream.
 struct Stream {

@@ -10,6 +10,7 @@ struct ConvKernels;
 struct FrechetKernels;
 struct GatesKernels;
 struct HeadsKernels;
+struct MixtureKernels;
 struct MomentsKernels;
 struct RandomKernels;
 
@@ -20,7 +21,8 @@ struct ProbeKernels {
 };
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
-                         const HeadsKernels*, const MomentsKernels*, const RandomKernels*, const ProbeKernels*>;
+                         const HeadsKernels*, const MixtureKernels*, const MomentsKernels*, const RandomKernels*,
+                         const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

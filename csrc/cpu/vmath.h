@@ -118,11 +118,10 @@ struct Expm1 {
   Vec<T> q, n;
 };
 
-template <bool kNegative = false>  // kNegative: u <= 0
-PYGEN_INLINE Expm1<float> expm1_parts(const Vec<float>& u) {
+// Of any |u| below 2^20.
+PYGEN_INLINE Expm1<float> expm1_rest(const Vec<float>& x) {
   using V = Vec<float>;
   using at::vec::fmadd;
-  const V x = kNegative ? at::vec::clamp_min(u, V(-250.f)) : at::vec::clamp(u, V(-250.f), V(250.f));
   const V n = (x * V(1.44269504088896341f)).round();
   const V r = fmadd(n, V(2.12194440e-4f), fmadd(n, V(-0.693359375f), x));
   V p(1.9875691500e-4f);  // Cephes expf
@@ -134,11 +133,9 @@ PYGEN_INLINE Expm1<float> expm1_parts(const Vec<float>& u) {
   return {fmadd(p, r * r, r), n};
 }
 
-template <bool kNegative = false>
-PYGEN_INLINE Expm1<double> expm1_parts(const Vec<double>& u) {
+PYGEN_INLINE Expm1<double> expm1_rest(const Vec<double>& x) {
   using V = Vec<double>;
   using at::vec::fmadd;
-  const V x = at::vec::clamp(u, V(-2000.0), V(2000.0));
   const V n = (x * V(1.4426950408889634073599)).round();
   const V r = fmadd(n, V(-1.42860682030941723212e-6), fmadd(n, V(-6.93145751953125e-1), x));
   const V z = r * r;  // Cephes exp: 1 + 2 r P / (Q - r P)
@@ -147,7 +144,14 @@ PYGEN_INLINE Expm1<double> expm1_parts(const Vec<double>& u) {
   V q = fmadd(z, V(3.00198505138664455042e-6), V(2.52448340349684104192e-3));
   q = fmadd(q, z, V(2.27265548208155028766e-1));
   q = fmadd(q, z, V(2.00000000000000000005e0));
-  return {V(2.0) * (p / (q - p)), n};
+  const V half = p / (q - p);
+  return {half + half, n};
+}
+
+template <bool kNegative = false, class T>  // kNegative: u <= 0
+PYGEN_INLINE Expm1<T> expm1_parts(const Vec<T>& u) {
+  const Vec<T> limit(sizeof(T) == 4 ? 250 : 2000);
+  return expm1_rest(kNegative ? at::vec::clamp_min(u, limit.neg()) : at::vec::clamp(u, limit.neg(), limit));
 }
 
 // e^u = m 2^n with m in [1/sqrt 2, sqrt 2]
@@ -167,6 +171,76 @@ PYGEN_INLINE Vec<T> expm1(const Vec<T>& u) {  // u <= 0
   const Expm1<T> e = expm1_parts<true>(u);
   const Vec<T> one(T(1)), p = scale2(one, e.n);
   return at::vec::fmadd(p, e.q, p - one);
+}
+
+template <class T>
+constexpr T kLeastExponent = sizeof(T) == 4 ? T(-87) : T(-708);  // e^ of it is normal
+
+// x 2^n where n and the result are within the exponents of normal numbers
+template <class T>
+PYGEN_INLINE Vec<T> scale2_normal(const Vec<T>& x, const Vec<T>& n) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return scale2(x, n);
+#else
+  return x * pow2(n);
+#endif
+}
+
+// e^u for u up to 80; of u below kLeastExponent e^kLeastExponent
+template <class T>
+PYGEN_INLINE Vec<T> exp_normal(const Vec<T>& u) {
+  const Expm1<T> e = expm1_rest(at::vec::clamp_min(u, Vec<T>(kLeastExponent<T>)));
+  return scale2_normal(e.q + Vec<T>(1), e.n);
+}
+
+// e^-u and 1 - e^-u for u >= 0
+template <class T>
+PYGEN_INLINE void exp_complement(const Vec<T>& u, Vec<T>& power, Vec<T>& complement) {
+  const Expm1<T> e = expm1_rest(at::vec::clamp_min(u.neg(), Vec<T>(kLeastExponent<T>)));
+  const Vec<T> one(1), scale = scale2_normal(one, e.n), rest = scale * e.q;
+  power = rest + scale;
+  complement = (one - scale) - rest;
+}
+
+PYGEN_INLINE Vec<double> log_normal(const Vec<double>& x) { return x.log(); }
+
+// log x of normal x > 0
+PYGEN_INLINE Vec<float> log_normal(const Vec<float>& x) {
+  using V = Vec<float>;
+  using at::vec::fmadd;
+#if defined(CPU_CAPABILITY_AVX512)
+  const V n = _mm512_getexp_ps(x * V(1.41421356f));
+  const V f = scale2(x, n.neg()) - V(1.f);
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m256i root = _mm256_set1_epi32(0x3f3504f3), bits = _mm256_sub_epi32(_mm256_castps_si256(x), root);
+  const V n = _mm256_cvtepi32_ps(_mm256_srai_epi32(bits, 23));
+  const __m256i low = _mm256_and_si256(bits, _mm256_set1_epi32(0x007fffff));
+  const V f = V(_mm256_castsi256_ps(_mm256_add_epi32(low, root))) + fmadd(x, V(0.f), V(-1.f));  // NaN of NaN
+#else
+  alignas(64) float v[V::size()], e[V::size()];
+  x.store(v);
+  for (int64_t i = 0; i < V::size(); ++i) {
+    int32_t bits;
+    std::memcpy(&bits, v + i, 4);
+    bits -= 0x3f3504f3;
+    e[i] = float(bits >> 23);
+    bits = (bits & 0x007fffff) + 0x3f3504f3;
+    std::memcpy(v + i, &bits, 4);
+  }
+  const V n = V::loadu(e), f = V::loadu(v) + fmadd(x, V(0.f), V(-1.f));
+#endif
+  const V z = f * f;
+  V p(7.0376836292e-2f);  // Cephes logf
+  p = fmadd(p, f, V(-1.1514610310e-1f));
+  p = fmadd(p, f, V(1.1676998740e-1f));
+  p = fmadd(p, f, V(-1.2420140846e-1f));
+  p = fmadd(p, f, V(1.4249322787e-1f));
+  p = fmadd(p, f, V(-1.6668057665e-1f));
+  p = fmadd(p, f, V(2.0000714765e-1f));
+  p = fmadd(p, f, V(-2.4999993993e-1f));
+  p = fmadd(p, f, V(3.3333331174e-1f));
+  const V y = fmadd(z, fmadd(p, f, V(-0.5f)), n * V(-2.12194440e-4f));
+  return fmadd(n, V(0.693359375f), f + y);
 }
 
 PYGEN_INLINE Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }
@@ -370,10 +444,12 @@ inline void load_run(T* __restrict dst, const S* __restrict src, int64_t n) {
     std::memcpy(dst, src, size_t(n) * sizeof(T));
   } else {
     int64_t i = 0;
-    for (; i + Vec<T>::size() <= n; i += Vec<T>::size()) {
-      Vec<float> v;
-      at::vec::load_to_float<S>(src + i, v);
-      v.store(dst + i);
+    if constexpr (sizeof(S) == 2) {
+      for (; i + Vec<T>::size() <= n; i += Vec<T>::size()) {
+        Vec<float> v;
+        at::vec::load_to_float<S>(src + i, v);
+        v.store(dst + i);
+      }
     }
     for (; i < n; ++i) dst[i] = static_cast<T>(src[i]);
   }
@@ -481,6 +557,69 @@ inline void store(S* __restrict dst, const T* __restrict src, const Spread& at, 
     }
   }
   for (; i < n; ++i) dst[i * at.step()] = static_cast<S>(src[i]);
+}
+
+// --- transposes ------------------------------------------------------------------------------------------------------
+
+// Of a square of Vec<T>::size() rows in registers.
+template <class T>
+PYGEN_INLINE void transpose(Vec<T>* r) {
+  constexpr int kSize = Vec<T>::size();
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    __m512 t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+      t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    __m512 q[16];  // 4 x 4 squares: of rows 4 i ... 4 i + 3, column j of each 128 bits
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      q[4 * i] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+      q[4 * i + 1] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+      q[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+      q[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const __m512 a = _mm512_shuffle_f32x4(q[j], q[4 + j], 0x88), b = _mm512_shuffle_f32x4(q[j], q[4 + j], 0xdd);
+      const __m512 c = _mm512_shuffle_f32x4(q[8 + j], q[12 + j], 0x88);
+      const __m512 d = _mm512_shuffle_f32x4(q[8 + j], q[12 + j], 0xdd);
+      r[j] = _mm512_shuffle_f32x4(a, c, 0x88), r[8 + j] = _mm512_shuffle_f32x4(a, c, 0xdd);
+      r[4 + j] = _mm512_shuffle_f32x4(b, d, 0x88), r[12 + j] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+    return;
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    __m256 t[8], q[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+      t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      q[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+      q[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+      q[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+      q[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      r[j] = _mm256_permute2f128_ps(q[j], q[4 + j], 0x20);
+      r[4 + j] = _mm256_permute2f128_ps(q[j], q[4 + j], 0x31);
+    }
+    return;
+  }
+#endif
+  alignas(64) T v[kSize][kSize], w[kSize][kSize];
+  for (int i = 0; i < kSize; ++i) r[i].store(v[i]);
+  for (int i = 0; i < kSize; ++i) {
+    for (int j = 0; j < kSize; ++j) w[i][j] = v[j][i];
+  }
+  for (int i = 0; i < kSize; ++i) r[i] = Vec<T>::loadu(w[i]);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@ from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
 from .heads import categorical_nll
+from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import causal_conv1d, causal_taps, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
@@ -17,6 +18,8 @@ __all__ = [
     "concat_elu",
     "dequantize",
     "gated_activation",
+    "logistic_mixture_nll",
+    "logistic_mixture_sample",
     "masked_conv2d",
     "polar",
     "trace_sqrt_product",

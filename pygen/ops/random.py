@@ -22,7 +22,7 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # What says where in the stream an op draws. ids: of the samples [B]; or empty, and they are first_sample, ... (its
 # device is the output's either way). seed: as a signed number; None: drawn from torch's default generator by the
 # kernel, which a traced graph then repeats. step: the counter's whole word, the draw in its top 8 bits.
-_STREAM = "Tensor ids, SymInt? seed, SymInt first_sample, SymInt step, SymInt offset"
+STREAM = "Tensor ids, SymInt? seed, SymInt first_sample, SymInt step, SymInt offset"
 Stream = tuple[Tensor, int | None, int, int, int]
 
 
@@ -36,7 +36,7 @@ def stream(
     draw: int,
     offset: int,
 ) -> Stream:
-    """The arguments of `_STREAM` from those of the public functions, for a batch of samples."""
+    """The arguments of `STREAM` from those of the public functions, for a batch of samples."""
     seed = None
     if generator is not None:
         seed = seed_of(generator)
@@ -64,14 +64,14 @@ def stream(
     return ids, seed, first_sample, (draw << 24) + step, offset
 
 
-def _samples(ids: Tensor, first_sample: int, batch: int) -> Tensor:
+def samples_of(ids: Tensor, first_sample: int, batch: int) -> Tensor:
     return ids if len(ids) else first_sample + torch.arange(batch, device=ids.device)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_stream(op: str, size: Sequence[int], ids: Tensor, first_sample: int, step: int, offset: int) -> None:
+def check_stream(op: str, size: Sequence[int], ids: Tensor, first_sample: int, step: int, offset: int) -> None:
     if len(size) == 0:
         raise ValueError(f"{op}: expected a shape of at least one dimension, which counts samples, got ()")
     if any(n < 0 for n in size):  # not min(size), which a compiler guards on
@@ -91,12 +91,12 @@ def _check_stream(op: str, size: Sequence[int], ids: Tensor, first_sample: int, 
 
 def _check_on(op: str, name: str, tensor: Tensor, ids: Tensor, dtypes: Sequence[torch.dtype]) -> None:
     if tensor.dtype not in dtypes:
-        raise TypeError(f"{op}: expected {name} of one of {_names(dtypes)}, got {tensor.dtype}")
+        raise TypeError(f"{op}: expected {name} of one of {names(dtypes)}, got {tensor.dtype}")
     if tensor.device != ids.device:
         raise ValueError(f"{op}: expected sample_ids on {tensor.device} as {name}, got {ids.device}")
 
 
-def _names(dtypes: Sequence[torch.dtype]) -> str:
+def names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
@@ -114,13 +114,13 @@ def _check_random(
         raise ValueError(f"random: expected kind to be one of {KINDS}, got {kind!r}")
     allowed = (torch.int32,) if kind == "bits" else FLOATS
     if dtype not in allowed:
-        raise TypeError(f"{kind}: expected dtype to be one of {_names(allowed)}, got {dtype}")
-    _check_stream(kind, size, ids, first_sample, step, offset)
+        raise TypeError(f"{kind}: expected dtype to be one of {names(allowed)}, got {dtype}")
+    check_stream(kind, size, ids, first_sample, step, offset)
 
 
 def _check_bernoulli(p: Tensor, ids: Tensor, seed: int | None, first_sample: int, step: int, offset: int) -> None:
     _check_on("bernoulli", "p", p, ids, FLOATS)
-    _check_stream("bernoulli", p.shape, ids, first_sample, step, offset)
+    check_stream("bernoulli", p.shape, ids, first_sample, step, offset)
 
 
 def _check_categorical(
@@ -131,7 +131,7 @@ def _check_categorical(
         raise ValueError(f"categorical: expected logits of shape [B, ..., K], got {tuple(logits.shape)}")
     if not 1 <= logits.shape[-1] < 1 << 31:
         raise ValueError(f"categorical: expected 1 <= K < 2^31 categories, got {logits.shape[-1]}")
-    _check_stream("categorical", logits.shape[:-1], ids, first_sample, step, offset)
+    check_stream("categorical", logits.shape[:-1], ids, first_sample, step, offset)
 
 
 def _check_dequantize(
@@ -151,10 +151,10 @@ def _check_dequantize(
         raise TypeError(f"dequantize: expected integer levels 0 .. {levels - 1} (uint8 to int64), got {x.dtype}")
     _check_on("dequantize", "x", x, ids, INTEGERS)
     if dtype not in FLOATS:
-        raise TypeError(f"dequantize: expected dtype to be one of {_names(FLOATS)}, got {dtype}")
+        raise TypeError(f"dequantize: expected dtype to be one of {names(FLOATS)}, got {dtype}")
     if levels < 1:
         raise ValueError(f"dequantize: expected levels >= 1, got {levels}")
-    _check_stream("dequantize", x.shape, ids, first_sample, step, offset)
+    check_stream("dequantize", x.shape, ids, first_sample, step, offset)
     if noise is not None:
         if (noise.shape, noise.dtype) != (x.shape, dtype):
             raise ValueError(
@@ -179,18 +179,18 @@ def _default_random(
     dtype: torch.dtype,
 ) -> Tensor:
     _check_random(ids, seed, first_sample, step, offset, size, kind, dtype)
-    samples = _samples(ids, first_sample, size[0])
-    return reference.random(samples, size, _drawn(seed), step, offset, kind, dtype)
+    samples = samples_of(ids, first_sample, size[0])
+    return reference.random(samples, size, drawn(seed), step, offset, kind, dtype)
 
 
-def _drawn(seed: int | None) -> int:
+def drawn(seed: int | None) -> int:
     return seed_of(None) if seed is None else seed
 
 
 def _default_bernoulli(p: Tensor, ids: Tensor, seed: int | None, first_sample: int, step: int, offset: int) -> Tensor:
     _check_bernoulli(p, ids, seed, first_sample, step, offset)
-    samples = _samples(ids, first_sample, len(p))
-    draws = reference.bernoulli(p.detach().contiguous(), samples, _drawn(seed), step, offset)
+    samples = samples_of(ids, first_sample, len(p))
+    draws = reference.bernoulli(p.detach().contiguous(), samples, drawn(seed), step, offset)
     if p.device.type == "cpu" and draws.isnan().any():
         wrong = p[draws.isnan()][0].item()
         raise ValueError(f"bernoulli: expected probabilities in [0, 1], got {wrong}")
@@ -201,8 +201,8 @@ def _default_categorical(
     logits: Tensor, ids: Tensor, seed: int | None, first_sample: int, step: int, offset: int
 ) -> Tensor:
     _check_categorical(logits, ids, seed, first_sample, step, offset)
-    samples = _samples(ids, first_sample, len(logits))
-    draws = reference.categorical(logits.detach(), samples, _drawn(seed), step, offset)
+    samples = samples_of(ids, first_sample, len(logits))
+    draws = reference.categorical(logits.detach(), samples, drawn(seed), step, offset)
     if logits.device.type == "cpu" and (draws < 0).any():
         wrong = logits[draws < 0][0]
         what = next((str(v) for v in (math.nan, math.inf) if (wrong.isnan() | (wrong == v)).any()), "all of them -inf")
@@ -228,7 +228,7 @@ def _default_dequantize(
         low, high = int(x.min()), int(x.max())
         if low < 0 or high >= levels:
             raise ValueError(f"dequantize: expected levels in [0, {levels}), got {low if low < 0 else high}")
-    samples, seed = _samples(ids, first_sample, len(x)), _drawn(seed) if noise is None else 0
+    samples, seed = samples_of(ids, first_sample, len(x)), drawn(seed) if noise is None else 0
     y = reference.dequantize(x, noise, samples, seed, step, offset, levels, scale, shift, dtype)
     return y.contiguous()
 
@@ -266,7 +266,7 @@ def _dequantize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 define(
-    f"random({_STREAM}, SymInt[] size, str kind, ScalarType dtype) -> Tensor",
+    f"random({STREAM}, SymInt[] size, str kind, ScalarType dtype) -> Tensor",
     family="random",
     default=_default_random,
     fake=_fake_random,
@@ -275,7 +275,7 @@ define(
     draws=True,
 )
 define(
-    f"bernoulli(Tensor p, {_STREAM}) -> Tensor",
+    f"bernoulli(Tensor p, {STREAM}) -> Tensor",
     family="random",
     default=_default_bernoulli,
     fake=_fake_bernoulli,
@@ -284,7 +284,7 @@ define(
     draws=True,
 )
 define(
-    f"categorical(Tensor logits, {_STREAM}) -> Tensor",
+    f"categorical(Tensor logits, {STREAM}) -> Tensor",
     family="random",
     default=_default_categorical,
     fake=_fake_categorical,
@@ -293,7 +293,7 @@ define(
     draws=True,
 )
 define(
-    f"dequantize(Tensor x, Tensor? noise, {_STREAM}, SymInt levels, float scale, float shift, ScalarType dtype)"
+    f"dequantize(Tensor x, Tensor? noise, {STREAM}, SymInt levels, float scale, float shift, ScalarType dtype)"
     " -> Tensor",
     family="random",
     default=_default_dequantize,

@@ -4,6 +4,7 @@ from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
 from .heads import categorical_nll
+from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
 
@@ -13,6 +14,8 @@ __all__ = [
     "categorical_nll",
     "concat_elu",
     "gated_activation",
+    "logistic_mixture_nll",
+    "logistic_mixture_sample",
     "masked_conv2d",
     "polar",
     "trace_sqrt_product",

@@ -103,6 +103,22 @@ def _cos_sin(w: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where((quadrant + 1 & 2).bool(), -cosine, cosine), torch.where((quadrant & 2).bool(), -sine, sine)
 
 
+def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """e^x = m 2^n with an integer n, after Cephes' expf."""
+    n = (x * 1.44269504 + 12582912.0) - 12582912.0  # to the nearest integer
+    r = x - n * 0.693359375 - n * -2.12194440e-4
+    p = torch.full_like(r, 1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + c
+    return p * r * r + r + 1.0, n.nan_to_num().long()
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x for x in [-87, 88]."""
+    m, n = _exp_parts(x)
+    return m * _float_bits(n + 127 << 23)
+
+
 def _uniform(w: Tensor) -> Tensor:
     """floor(w / 2^8) / 2^24."""
     return (w >> 8).float() * 2.0**-24
@@ -177,12 +193,8 @@ def weights(logits: Tensor) -> Tensor:
     x = (wide - top).float()
     bad = (x.isnan() | ~top.isfinite()).any(-1, keepdim=True)
     x = torch.where(x < -32.0, -32.0, x)  # e^-32 is no unit any more
-    n = (x * 1.44269504 + 12582912.0) - 12582912.0  # to the nearest integer
-    r = x - n * 0.693359375 - n * -2.12194440e-4
-    p = torch.full_like(r, 1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = p * r + c
-    units = (p * r * r + r + 1.0) * _float_bits(n.nan_to_num().long() + 157 << 23) + 0.5
+    m, n = _exp_parts(x)
+    units = m * _float_bits(n + 157 << 23) + 0.5
     return torch.where(bad, 0, units.nan_to_num().long())
 
 

@@ -275,6 +275,9 @@ def saved_memory(spec: OpSpec, sample: Sample, device: str = "cpu") -> None:
     memory = {k: t.untyped_storage() for k, t in (call.tensors | outputs).items() if t.numel()}
     known = {storage.data_ptr() for storage in memory.values()}
     extra = [tuple(t.shape) for t in saved if t.untyped_storage().data_ptr() not in known]
+    for name in (k.removeprefix("grad_") for k in may_keep if k.startswith("grad_")):
+        if tuple(call.tensors[name].shape) in extra:
+            extra.remove(tuple(call.tensors[name].shape))
     assert not extra, f"it keeps tensors of shape {extra}, neither an input nor an output"
 
     graph = [t.grad_fn for t in outputs.values()]

@@ -99,7 +99,8 @@ class OpSpec:
     errors: what it does not admit.
     draw: a hypothesis strategy of samples.
     huge: checks a call with more than 2^31 elements; takes the device and needs `huge_gb` of memory.
-    keeps: the inputs and outputs that the graph may keep for the backward of this sample.
+    keeps: the inputs and outputs that the graph may keep for the backward of this sample; "grad_<input>": one tensor of
+        that input's shape beside them, for an op whose forward computes the gradient.
     allowance: bounds of its own, for a mode that cannot meet the general one (see `tolerance`): from the float64
         inputs, outputs and upstream gradients to an absolute error for some outputs or gradients ("grad_<input>").
         A gradient with such a bound may be NaN where its sample has one; see `checks.nan_containment`.
