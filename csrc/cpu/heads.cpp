@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "glue.h"
+#include "heads_args.h"
 #include "table.h"
 
 namespace pygen {

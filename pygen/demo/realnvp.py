@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from .. import figures, random
-from ..data import Dataset, Split, digits, load, toy
+from ..data import Split, digits, load, toy
 from ..data.digits import CLASSES, LEVELS
 from ..models import RealNVP, RealNVPFlat
-from ..models.model import M
 from ..nn import dequantize
-from ..progress import Progress
-from ..training import Options, Trainer
-from ..training.run import loss_text
+from ..training import Options
+from .fit import fit
 
 STEPS, FLAT_STEPS, FLAT = 500, 2500, "moons"
 
@@ -47,16 +45,6 @@ def train_digits(steps: int, seed: int, console: Console) -> tuple[RealNVP, list
 def train_density(steps: int, seed: int, console: Console) -> tuple[RealNVPFlat, list[float]]:
     options = Options(steps=steps, batch_size=256, lr=8e-3, ema=0.98, seed=seed)
     return fit(RealNVPFlat(2), load(FLAT), options, console, f"RealNVP, {FLAT}")
-
-
-def fit(model: M, data: Dataset, options: Options, console: Console, title: str) -> tuple[M, list[float]]:
-    """The averaged model, and the loss of every step."""
-    trainer, losses = Trainer(model, data, options), list[float]()
-    with Progress(console, title, options.steps, "steps") as progress:
-        for _ in range(options.steps):
-            losses.append(trainer.advance().item())
-            progress.advance(1, loss_text(losses[-20:]))
-    return trainer.averaged, losses
 
 
 # --- how good it is --------------------------------------------------------------------------------------------------

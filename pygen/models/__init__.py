@@ -7,12 +7,19 @@ import os
 import torch
 
 from . import checkpoint
+from .bayes import classify, outlier_score
 from .flow import Flow
 from .model import Model
+from .pixelcnn import Autoregressive, GatedPixelCNN, PixelCNN
 from .realnvp import RealNVP, RealNVPFlat
 
 # The names of models on the command line.
-MODELS: dict[str, type[Model]] = {"realnvp": RealNVP, "realnvp-flat": RealNVPFlat}
+MODELS: dict[str, type[Model]] = {
+    "realnvp": RealNVP,
+    "realnvp-flat": RealNVPFlat,
+    "pixelcnn": PixelCNN,
+    "gated-pixelcnn": GatedPixelCNN,
+}
 
 
 def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Model:
@@ -20,4 +27,16 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
     return checkpoint.load(folder, {model.__name__: model for model in MODELS.values()}, device)
 
 
-__all__ = ["MODELS", "Flow", "Model", "RealNVP", "RealNVPFlat", "load"]
+__all__ = [
+    "MODELS",
+    "Autoregressive",
+    "Flow",
+    "GatedPixelCNN",
+    "Model",
+    "PixelCNN",
+    "RealNVP",
+    "RealNVPFlat",
+    "classify",
+    "load",
+    "outlier_score",
+]

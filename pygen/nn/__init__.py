@@ -8,15 +8,18 @@ from .chain import Chain
 from .condition import Condition
 from .coupling import AffineCoupling
 from .dequantize import Logit, dequantize, quantize
+from .masked_conv import CausalHead, MaskedConv2d
 from .nets import ResidualNet
 from .normalize import denormalize, normalize
 from .squeeze import Squeeze
 
 __all__ = [
     "AffineCoupling",
+    "CausalHead",
     "Chain",
     "Condition",
     "Logit",
+    "MaskedConv2d",
     "ResidualNet",
     "Squeeze",
     "denormalize",
