@@ -163,10 +163,53 @@ inline std::vector<Rect> cut(int64_t height, int64_t width, int64_t pixels) {
 // --- pixels into and out of scratch memory: [pixels, stride] with channels side by side
 // --------------------------------
 
+#if defined(CPU_CAPABILITY_AVX512)
+// 16 x 16, between registers alone: at::vec's takes 2.5 times as long
+inline void transpose_block(const float* from, int64_t from_step, float* to, int64_t to_step) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_step);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512d x = _mm512_castps_pd(b[i + j]), y = _mm512_castps_pd(b[i + j + 2]);
+      a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+      a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    }
+  }
+#pragma GCC unroll 2
+  for (int h = 0; h < 16; h += 8) {
+#pragma GCC unroll 4
+    for (int i = h; i < h + 4; ++i) {
+      b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+      b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    _mm512_storeu_ps(to + i * to_step, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_ps(to + (i + 8) * to_step, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd));
+  }
+}
+#else
+inline void transpose_block(const float* from, int64_t from_step, float* to, int64_t to_step) {
+  at::vec::transpose_mxn<float, 16, 16>(from, from_step, to, to_step);
+}
+#endif
+inline void transpose_block(const double* from, int64_t from_step, double* to, int64_t to_step) {
+  at::vec::transpose_mxn<double, 16, 16>(from, from_step, to, to_step);
+}
+
 template <class T>
 inline void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows, int64_t columns) {
   if (rows == 16 && columns == 16) {
-    at::vec::transpose_mxn<T, 16, 16>(from, from_step, to, to_step);
+    transpose_block(from, from_step, to, to_step);
   } else {
     at::vec::transpose_mxn<T>(from, from_step, to, to_step, int(rows), int(columns));
   }
