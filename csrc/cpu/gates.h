@@ -118,7 +118,7 @@ void gate_rows(const GatesArgs& args, int64_t begin, int64_t end) {
 }
 
 template <class T>
-PYGEN_INLINE void add_to_sums(const GatesArgs& a, const GatePlace& at, const T* gradient, bool second) {
+__attribute__((noinline)) void add_to_sums(const GatesArgs& a, const GatePlace& at, const T* gradient, bool second) {
   if (a.pixels) {
     double* sums = a.sums + at.task * 2 * a.row + second * a.row + at.start;
     for (int64_t i = 0; i < at.n; ++i) sums[i] += double(gradient[i]);

@@ -2,7 +2,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <vector>
+#include <string_view>
 
 #include "glue.h"
 #include "heads_args.h"
@@ -20,10 +20,12 @@ constexpr int64_t kGroups = 16;       // of tasks, each with sums of its own for
 bool fits(const Tensor& t, const Tensor& h) { return t.is_cpu() && t.scalar_type() == h.scalar_type(); }
 
 // The conditions of `_check` in pygen/ops/heads.py, without the messages.
-bool admits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target) {
-  if (h.dim() < 2 || !h.is_cpu() || !float_type(h.scalar_type()) || weight.dim() != 2 || !fits(weight, h) ||
-      weight.size(1) != h.size(1) || !target.is_cpu() || !at::isIntegralType(target.scalar_type(), false) ||
-      target.dim() != h.dim() || target.size(0) != h.size(0) || target.sizes().slice(2) != h.sizes().slice(2)) {
+bool admits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
+            std::string_view order) {
+  if ((order != "channel" && order != "level") || h.dim() < 2 || !h.is_cpu() || !float_type(h.scalar_type()) ||
+      weight.dim() != 2 || !fits(weight, h) || weight.size(1) != h.size(1) || !target.is_cpu() ||
+      !at::isIntegralType(target.scalar_type(), false) || target.dim() != h.dim() || target.size(0) != h.size(0) ||
+      target.sizes().slice(2) != h.sizes().slice(2)) {
     return false;
   }
   const int64_t outputs = weight.size(0), channels = target.size(1);
@@ -36,18 +38,23 @@ bool in_range(const Tensor& target, int64_t levels) {
   return std::all_of(p, p + target.numel(), [&](int64_t level) { return level >= 0 && level < levels; });
 }
 
+// weight or bias with their outputs in the other order: `inner` neighbours next to each other are `inner` apart.
+Tensor swapped(const Tensor& t, int64_t inner) { return t.unflatten(0, {-1, inner}).transpose(0, 1).flatten(0, 1); }
+
 // Kernel arguments with what they point to. Types are those of the arithmetic.
 struct Plan {
   HeadsArgs args{};
   Tensor h, weight, bias, target;
   int64_t tasks = 0;
 
-  Plan(const Tensor& h_, const Tensor& weight_, const OptionalTensor& bias_, const Tensor& target_) {
+  Plan(const Tensor& h_, const Tensor& weight_, const OptionalTensor& bias_, const Tensor& target_,
+       std::string_view order) {
+    const auto by_channel = [&](const Tensor& t) { return order == "level" ? swapped(t, target_.size(1)) : t; };
     const auto type = h_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const auto format = layout(h_);
     h = h_.to(type).contiguous(format);
-    weight = weight_.to(type).contiguous();
-    if (bias_) bias = bias_->to(type).contiguous();
+    weight = by_channel(weight_.to(type)).contiguous();
+    if (bias_) bias = by_channel(bias_->to(type)).contiguous();
     target = target_.to(at::kLong).contiguous();
     auto& a = args;
     a.h = h.const_data_ptr();
@@ -70,10 +77,13 @@ struct Plan {
   bool is_double() const { return h.scalar_type() == at::kDouble; }
 };
 
-Tensor categorical_nll(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target) {
-  const auto hand_over = [&] { return refuse("pygen::categorical_nll", &categorical_nll, h, weight, bias, target); };
-  if (!admits(h, weight, bias, target)) return hand_over();
-  Plan plan(h, weight, bias, target);
+Tensor categorical_nll(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
+                       std::string_view order) {
+  const auto hand_over = [&] {
+    return refuse("pygen::categorical_nll", &categorical_nll, h, weight, bias, target, order);
+  };
+  if (!admits(h, weight, bias, target, order)) return hand_over();
+  Plan plan(h, weight, bias, target, order);
   if (!in_range(plan.target, plan.args.levels)) return hand_over();
   Tensor nll = empty(target.sizes(), plan.h.scalar_type());
   plan.args.nll = nll.mutable_data_ptr();
@@ -84,13 +94,14 @@ Tensor categorical_nll(const Tensor& h, const Tensor& weight, const OptionalTens
 
 std::tuple<Tensor, Tensor, Tensor> categorical_nll_backward(const Tensor& grad, const Tensor& h, const Tensor& weight,
                                                             const OptionalTensor& bias, const Tensor& target,
-                                                            bool need_h, bool need_weight, bool need_bias) {
+                                                            std::string_view order, bool need_h, bool need_weight,
+                                                            bool need_bias) {
   const auto hand_over = [&] {
-    return refuse("pygen::categorical_nll_backward", &categorical_nll_backward, grad, h, weight, bias, target, need_h,
-                  need_weight, need_bias);
+    return refuse("pygen::categorical_nll_backward", &categorical_nll_backward, grad, h, weight, bias, target, order,
+                  need_h, need_weight, need_bias);
   };
-  if (!admits(h, weight, bias, target) || !grad.is_cpu() || grad.sizes() != target.sizes()) return hand_over();
-  Plan plan(h, weight, bias, target);
+  if (!admits(h, weight, bias, target, order) || !grad.is_cpu() || grad.sizes() != target.sizes()) return hand_over();
+  Plan plan(h, weight, bias, target, order);
   const auto type = plan.h.scalar_type(), storage = h.scalar_type();
   auto& a = plan.args;
   if (grad.scalar_type() != type || !in_range(plan.target, a.levels)) return hand_over();
@@ -117,11 +128,12 @@ std::tuple<Tensor, Tensor, Tensor> categorical_nll_backward(const Tensor& grad, 
   for (int64_t k = 1; k < groups; ++k) {
     for (int64_t i = 0; i < own; ++i) values[i] += values[k * own + i];
   }
-  const auto part = [&](int64_t from, int64_t n, at::IntArrayRef sizes) {  // a copy, also where the type is the sums'
-    return sums.select(0, 0).narrow(0, from, n).to(storage, false, true).reshape(sizes);
+  const auto part = [&](int64_t from, const Tensor& like, bool needed) {  // a copy, also where the type is the sums'
+    if (!needed) return empty({0}, storage);
+    const Tensor sum = sums.select(0, 0).narrow(0, from, like.numel()).view(like.sizes());
+    return (order == "level" ? swapped(sum, a.levels) : sum).to(storage, false, true);
   };
-  return {grad_h.to(storage), part(0, weights, need_weight ? weight.sizes() : at::IntArrayRef{0}),
-          part(weights, own - weights, need_bias ? bias->sizes() : at::IntArrayRef{0})};
+  return {grad_h.to(storage), part(0, plan.weight, need_weight), part(weights, plan.bias, need_bias)};
 }
 
 TORCH_LIBRARY_IMPL(pygen, CPU, m) {

@@ -18,8 +18,10 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LEVELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def _check(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
+def _check(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, order: str) -> None:
     op = "categorical_nll"
+    if order not in ORDERS:
+        raise ValueError(f"{op}: expected order to be one of {ORDERS}, got {order!r}")
     if h.dim() < 2:
         raise ValueError(f"{op}: expected h of shape [B, C, ...], got {tuple(h.shape)}")
     if h.dtype not in _DTYPES:
@@ -49,8 +51,10 @@ def _check(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> No
             )
 
 
-def _check_backward(grad_nll: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *_: bool) -> None:
-    _check(h, weight, bias, target)
+def _check_backward(
+    grad_nll: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, order: str, *_: bool
+) -> None:
+    _check(h, weight, bias, target, order)
     if grad_nll.shape != target.shape:
         raise ValueError(
             f"categorical_nll: expected grad_nll of shape {tuple(target.shape)}, got {tuple(grad_nll.shape)}"
@@ -61,9 +65,9 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _default(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    _check(h, weight, bias, target)
-    return reference.categorical_nll(h, weight, bias, target)
+def _default(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, order: str) -> Tensor:
+    _check(h, weight, bias, target, order)
+    return reference.categorical_nll(h, weight, bias, target, order=order).contiguous()
 
 
 def _default_backward(
@@ -72,16 +76,17 @@ def _default_backward(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    order: str,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
-    _check_backward(grad_nll, h, weight, bias, target)
-    grad_h, *others = reference.categorical_nll_backward(grad_nll, h, weight, bias, target)
+    _check_backward(grad_nll, h, weight, bias, target, order)
+    grad_h, *others = reference.categorical_nll_backward(grad_nll, h, weight, bias, target, order=order)
     grads = (grad_h.contiguous(memory_format=layout(h)), *others)
     return tuple(g if need else g.new_empty(0) for g, need in zip(grads, needs, strict=True))
 
 
-def _fake(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    _check(h, weight, bias, target)
+def _fake(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, order: str) -> Tensor:
+    _check(h, weight, bias, target, order)
     return h.new_empty(target.shape, dtype=torch.promote_types(h.dtype, torch.float32))
 
 
@@ -91,6 +96,7 @@ def _fake_backward(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    order: str,
     need_h: bool,
     need_weight: bool,
     need_bias: bool,
@@ -101,17 +107,18 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.order = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:3]
-    grads = torch.ops.pygen.categorical_nll_backward(grad_nll, *ctx.saved_tensors, *needs)
-    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None)
+    grads = torch.ops.pygen.categorical_nll_backward(grad_nll, *ctx.saved_tensors, ctx.order, *needs)
+    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None)
 
 
 define(
-    "categorical_nll(Tensor h, Tensor weight, Tensor? bias, Tensor target) -> Tensor nll",
+    "categorical_nll(Tensor h, Tensor weight, Tensor? bias, Tensor target, str order) -> Tensor nll",
     family="heads",
     default=_default,
     fake=_fake,
@@ -121,8 +128,8 @@ define(
     cuda=None,
 )
 define(
-    "categorical_nll_backward(Tensor grad_nll, Tensor h, Tensor weight, Tensor? bias, Tensor target, bool need_h, "
-    "bool need_weight, bool need_bias) -> (Tensor grad_h, Tensor grad_weight, Tensor grad_bias)",
+    "categorical_nll_backward(Tensor grad_nll, Tensor h, Tensor weight, Tensor? bias, Tensor target, str order, "
+    "bool need_h, bool need_weight, bool need_bias) -> (Tensor grad_h, Tensor grad_weight, Tensor grad_bias)",
     family="heads",
     default=_default_backward,
     fake=_fake_backward,
@@ -171,16 +178,12 @@ def categorical_nll(
     >>> categorical_nll(torch.randn(2, 64, 8, 8), conv.weight.flatten(1), conv.bias, x).shape
     torch.Size([2, 3, 8, 8])
     """
-    if order not in ORDERS:
-        raise ValueError(f"categorical_nll: expected order to be one of {ORDERS}, got {order!r}")
-    if order == "level":
-        _check(h, weight, bias, target)
-        weight, bias = reference.by_channel(weight, bias, target.shape[1], order)
     if backends.forced is not None and backends.choose("categorical_nll", h) == "reference":
-        return _default(h, weight, bias, target)
+        return _default(h, weight, bias, target, order)
     if forward_ad._current_level >= 0:
         refuse_tangents("categorical_nll", h, weight, bias)
-    return (_op if torch.compiler.is_compiling() else _quick_op)(h, weight, bias, target)  # type: ignore[no-any-return]
+    op = _op if torch.compiler.is_compiling() else _quick_op
+    return op(h, weight, bias, target, order)  # type: ignore[no-any-return]
 
 
 _op = torch.ops.pygen.categorical_nll.default

@@ -13,13 +13,14 @@ def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype)[..., None].flatten(2)
 
 
-def _log_probabilities(h: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> Tensor:
+def _log_probabilities(h: Tensor, weight: Tensor, bias: Tensor | None, channels: int, order: str) -> Tensor:
     """[B, channels, levels, N] of N sites."""
+    weight = by_channel(weight, channels, order)
     dtype = torch.promote_types(h.dtype, torch.float32)  # float16 and bfloat16 are storage types
     with without_autocast(h):
-        logits = weight.to(dtype) @ _flat(h, dtype)  # [B, Cout, N]
+        logits = weight.to(dtype).expand(h.shape[0], -1, -1).bmm(_flat(h, dtype))  # [B, Cout, N]
     if bias is not None:
-        logits = logits + bias.to(dtype)[:, None]
+        logits = logits + by_channel(bias, channels, order).to(dtype)[:, None]
     grouped: Tensor = logits.unflatten(1, (channels, weight.shape[0] // channels))
     return grouped.log_softmax(2)
 
@@ -28,35 +29,37 @@ def categorical_nll(
     h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, order: str = "channel"
 ) -> Tensor:
     """See `pygen.ops.categorical_nll`. Where target is no level the result is NaN."""
-    weight, bias = by_channel(weight, bias, target.shape[1], order)
-    log_p = _log_probabilities(h, weight, bias, target.shape[1])
+    log_p = _log_probabilities(h, weight, bias, target.shape[1], order)
     levels = log_p.shape[2]
     level = _flat(target, torch.int64)[:, :, None]
     nll = -log_p.gather(2, level.clamp(0, levels - 1))
     return torch.where((level >= 0) & (level < levels), nll, torch.nan).reshape(target.shape)
 
 
-def by_channel(weight: Tensor, bias: Tensor | None, channels: int, order: str) -> tuple[Tensor, Tensor | None]:
-    """Output c levels + l is level l of channel c; where order is "level", output l channels + c was."""
-    if order == "level":
-        levels = weight.shape[0] // channels
-        weight = weight.unflatten(0, (levels, channels)).transpose(0, 1).flatten(0, 1)
-        bias = None if bias is None else bias.unflatten(0, (levels, channels)).mT.flatten()
-    return weight, bias
+def by_channel(t: Tensor, channels: int, order: str) -> Tensor:
+    """weight or bias with output c levels + l as level l of channel c; where order is "level", l channels + c was."""
+    return t if order == "channel" else t.unflatten(0, (-1, channels)).transpose(0, 1).flatten(0, 1)
+
+
+def from_channel(t: Tensor, channels: int, order: str) -> Tensor:
+    """The inverse of by_channel."""
+    return t if order == "channel" else t.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def categorical_nll_backward(
-    grad_nll: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+    grad_nll: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, order: str = "channel"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to h, weight and bias (empty without one), by formula: d logits = g (softmax - onehot)."""
-    log_p = _log_probabilities(h, weight, bias, target.shape[1])
+    channels = target.shape[1]
+    log_p = _log_probabilities(h, weight, bias, channels, order)
     g = _flat(grad_nll, log_p.dtype)[:, :, None]  # [B, channels, 1, N]
     level = _flat(target, torch.int64)[:, :, None]
     inside = (level >= 0) & (level < log_p.shape[2])
     grad = (g * log_p.exp()).scatter_add(2, level.clamp(0, log_p.shape[2] - 1), -g)
     grad = torch.where(inside, grad, torch.nan).flatten(1, 2)  # [B, Cout, N]
     with without_autocast(h):
-        grad_h = (weight.to(grad).mT @ grad).reshape(h.shape)
+        grad_h = (by_channel(weight, channels, order).to(grad).mT @ grad).reshape(h.shape)
         grad_weight = torch.einsum("bon,bcn->oc", grad, _flat(h, grad.dtype))
-    grad_bias = h.new_empty(0) if bias is None else grad.sum((0, 2)).to(bias.dtype)
-    return grad_h.to(h.dtype), grad_weight.to(weight.dtype), grad_bias
+    grad_bias = grad.sum((0, 2)) if bias is not None else grad.new_empty(0)
+    grad_weight, grad_bias = (from_channel(t, channels, order) if t.numel() else t for t in (grad_weight, grad_bias))
+    return grad_h.to(h.dtype), grad_weight.to(weight.dtype), grad_bias.to(h.dtype)

@@ -119,7 +119,7 @@ _NEEDS = ("need_h", "need_weight", "need_bias")
 
 def backward_sample(s: Sample) -> Sample:
     grad = random(f"{s.name} grad_nll", *s.inputs["target"].shape)
-    return Sample(s.name, {"grad_nll": grad, **s.inputs}, dict.fromkeys(_NEEDS, True), s.traits)
+    return Sample(s.name, {"grad_nll": grad, **s.inputs}, {**s.options, **dict.fromkeys(_NEEDS, True)}, s.traits)
 
 
 def call_backward(**arguments: Any) -> tuple[Tensor, ...]:
@@ -144,7 +144,7 @@ register(
         roles={"grad_nll": "accumulate", "h": "data", "weight": "data", "bias": "data"},
         batched=frozenset({"grad_nll", "h", "target", "grad_h"}),
         order=0,
-        samples=lambda: (backward_sample(s) for s in samples() if s.options["order"] == "channel"),
+        samples=lambda: map(backward_sample, samples()),
         skips={need: i for i, need in enumerate(_NEEDS)},
         public=False,
     )
