@@ -8,8 +8,8 @@
 #include <string_view>
 #include <tuple>
 
-#include "logistic_mixture_args.h"
 #include "glue.h"
+#include "logistic_mixture_args.h"
 #include "options.h"
 #include "place.h"
 #include "table.h"
@@ -62,8 +62,8 @@ MixturePixels pixels(const Tensor& t) {
 
 bool is_image(const Tensor& t) { return t.is_cpu() && t.dim() == 4; }
 
-// The arguments that both kernels take; false where `_check_parameters` in pygen/ops/logistic_mixture.py refuses, or where
-// there is nothing to do.
+// The arguments that both kernels take; false where `_check_parameters` in pygen/ops/logistic_mixture.py refuses, or
+// where there is nothing to do.
 bool describe(MixtureArgs& a, const Tensor& p, int64_t channels, const MixtureOptions& o) {
   const bool own = o.autoregressive;
   if (!o.ok || channels < 1 || o.bits < 1 || o.bits > 16) return false;
@@ -145,16 +145,12 @@ Tensor nll_backward(const Tensor& grad, const Tensor& slope, const Tensor& nll) 
   const bool one = std::all_of(grad.strides().begin(), grad.strides().end(), [](int64_t n) { return n == 0; });
   const Tensor g = one ? grad : grad.contiguous();
   const int64_t area = s.size(2) * s.size(3), samples = area == 1 ? 1 : s.size(0);
-  const MixtureScaleArgs a{samples,
-                           area == 1 ? s.size(0) : area,
-                           s.size(1),
-                           s.const_data_ptr(),
-                           g.const_data_ptr(),
-                           pixels(s),
-                           one ? 0 : 1,
-                           out.mutable_data_ptr()};
+  const MixtureScaleArgs a{
+      samples,     area == 1 ? s.size(0) : area, s.size(1), s.const_data_ptr(), g.const_data_ptr(), pixels(s),
+      one ? 0 : 1, out.mutable_data_ptr()};
   const auto kernel = kernels<MixtureKernels>().scale[int(*type)];
-  const int64_t tasks = a.at.channel == 1 ? samples * ((a.area + kMixtureTask - 1) / kMixtureTask) : s.size(0) * s.size(1);
+  const int64_t tasks =
+      a.at.channel == 1 ? samples * ((a.area + kMixtureTask - 1) / kMixtureTask) : s.size(0) * s.size(1);
   const int64_t grain = std::max<int64_t>(1, kScaled * tasks / out.numel());
   at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
   return out;

@@ -36,9 +36,7 @@ inline void block_sample(const MixtureSampleArgs& args, const float* __restrict 
     const Floats logit = floats(p + k * kLanes);
     top = select(less(top, logit), logit, top);
   }
-  const auto weight = [&](int64_t k) {
-    return philox::weight((floats(p + k * kLanes) - top) * args.coldness, zero);
-  };
+  const auto weight = [&](int64_t k) { return philox::weight((floats(p + k * kLanes) - top) * args.coldness, zero); };
   Floats total = weight(0);
   for (int64_t k = 1; k < mixtures; ++k) total = total + weight(k);
   const Floats threshold = floats(u) * total;
@@ -70,8 +68,8 @@ inline void block_sample(const MixtureSampleArgs& args, const float* __restrict 
     for (int64_t j = 0; args.autoregressive && j < c; ++j, coefficients += kLanes) {
       mean = mean + philox::tanh(floats(coefficients), zero) * floats(x + j * kLanes);
     }
-    Floats drawn = philox::draw(mean, floats(log_scales + c * kLanes), floats(u + (1 + c) * kLanes),
-                                args.scale_temperature, zero);
+    Floats drawn =
+        philox::draw(mean, floats(log_scales + c * kLanes), floats(u + (1 + c) * kLanes), args.scale_temperature, zero);
     if (args.quantized) drawn = philox::quantize(drawn, float(args.last), zero);
     std::memcpy(x + c * kLanes, &drawn, sizeof(drawn));
   }

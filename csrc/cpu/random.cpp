@@ -6,9 +6,9 @@
 #include <limits>
 #include <string_view>
 
-#include "random_args.h"
 #include "glue.h"
 #include "place.h"
+#include "random_args.h"
 #include "table.h"
 
 namespace pygen {

@@ -2,8 +2,8 @@
 #pragma once
 #include <limits>
 
-#include "stream.h"
 #include "random_args.h"
+#include "stream.h"
 
 namespace pygen {
 inline namespace CPU_CAPABILITY {

@@ -90,7 +90,7 @@ class _Terms(NamedTuple):
 
     p: Parameters
     index: Parameters
-    x: Tensor  # [B, C, H, W], float64
+    x: Tensor  # [B, C, H, W]
     log_scales: Tensor
     tanh: Tensor  # of the coefficients
     centred: Tensor  # x - mean
@@ -101,19 +101,21 @@ class _Terms(NamedTuple):
 
 def _terms(x: Tensor, parameters: Tensor, bits: int, layout: str, autoregressive: bool) -> _Terms:
     channels, last = x.shape[1], 2**bits - 1
-    p, index = split(parameters.to(torch.promote_types(parameters.dtype, torch.float32)), channels, layout, autoregressive)
+    wide = torch.promote_types(parameters.dtype, torch.float32)
+    p, index = split(parameters.to(wide), channels, layout, autoregressive)
     level = levels(x, bits)
-    grid = (2 * level - last) / last
+    exact = (2 * level - last) / last
+    grid = exact.to(wide)
+    rest = (exact - grid).to(wide)  # a narrow scale would magnify the rounding of x a thousandfold
     tanh = p.coefficients.tanh()
-    means, n = [], 0
+    differences, n = [], 0
     for c in range(channels):
-        mean = p.means[:, c].double()
+        difference = (grid[:, c, None] - p.means[:, c]) + rest[:, c, None]
         for j in range(c if autoregressive else 0):
-            mean = mean + tanh[:, n] * grid[:, j, None]
+            difference = difference - tanh[:, n] * grid[:, j, None]
             n += 1
-        means.append(mean)
-    # The difference in float64: a narrow scale magnifies its rounding a thousandfold.
-    centred = (grid[:, :, None] - torch.stack(means, 1)).to(p.means.dtype)
+        differences.append(difference)
+    centred = torch.stack(differences, 1)
     below, above = (level != last)[:, :, None], (level != 0)[:, :, None]
     return _Terms(p, index, grid, p.log_scales.clamp(min=LOWEST), tanh, centred, below, above, 1 / last)
 
