@@ -136,14 +136,9 @@ PYGEN_INLINE void exp_complement(const Pair<T>& x, Pair<T>& power, Pair<T>& comp
   exp_complement(x.v[1], power.v[1], complement.v[1]);
 }
 
-// tanh to two units in the last place, for less than vmath's
 template <class T>
-PYGEN_INLINE Pair<T> tanh_of(const Pair<T>& x) {
-  const Pair<T> zero(Vec<T>(0)), one(Vec<T>(1)), a = x.abs();
-  Pair<T> power, complement;
-  exp_complement(a + a, power, complement);
-  const Pair<T> t = complement / (power + one);
-  return select(less(x, zero), t.neg(), t);
+PYGEN_INLINE Pair<T> tanh(const Pair<T>& x) {
+  return {tanh(x.v[0]), tanh(x.v[1])};
 }
 
 // --- one channel under two components --------------------------------------------------------------------------------
@@ -290,7 +285,7 @@ inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T*
     for (int64_t c = 0, n = 0; c < channels; ++c) {
       Pair<T> centred = (Pair<T>(get(x.high + c * kLanes)) - load(args.means, c)) + Pair<T>(get(x.low + c * kLanes));
       for (int64_t j = 0; args.autoregressive && j < c; ++j, ++n) {
-        const Pair<T> t = tanh_of(load(args.coefficients, n));
+        const Pair<T> t = tanh(load(args.coefficients, n));
         if constexpr (kSlope) store(t, args.coefficients, n);
         const V value = get(x.high + j * kLanes);
         centred = {fmadd(t.v[0].neg(), value, centred.v[0]), fmadd(t.v[1].neg(), value, centred.v[1])};

@@ -1,7 +1,6 @@
 // Running moments on the CPU: what is admitted, threads.
 #include <torch/library.h>
 
-#include "moments_args.h"
 #include "glue.h"
 #include "table.h"
 

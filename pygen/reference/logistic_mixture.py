@@ -32,7 +32,7 @@ class Places(NamedTuple):
 
 
 def pairs(channels: int, autoregressive: bool) -> int:
-    """Coefficients of a mixture: of channel c on the channels j < c, in the order (1, 0), (2, 0), (2, 1), (3, 0), ..."""
+    """Coefficients of a component: of channel c on the channels j < c, counted (1, 0), (2, 0), (2, 1), (3, 0), ..."""
     return channels * (channels - 1) // 2 if autoregressive else 0
 
 
@@ -89,7 +89,7 @@ class _Terms(NamedTuple):
     """What likelihood and gradient share; [B, C, K, H, W] where not said otherwise."""
 
     p: Parameters
-    index: Parameters
+    where: Parameters
     x: Tensor  # [B, C, H, W]
     log_scales: Tensor
     tanh: Tensor  # of the coefficients
@@ -184,15 +184,15 @@ def logistic_mixture_slope(
     share = torch.softmax(logits + _log_p(t, form).sum(1), 1)
     mean, log_scale = (-share[:, None] * slope for slope in _slopes(t, form))
     slope = torch.empty_like(parameters)
-    slope[:, t.index.logits] = (torch.softmax(logits, 1) - share).to(slope)
-    slope[:, t.index.means] = mean.to(slope)
+    slope[:, t.where.logits] = (torch.softmax(logits, 1) - share).to(slope)
+    slope[:, t.where.means] = mean.to(slope)
     # not 0 times a share that is NaN
-    slope[:, t.index.log_scales] = torch.where(t.p.log_scales >= LOWEST, log_scale, 0.0).to(slope)
+    slope[:, t.where.log_scales] = torch.where(t.p.log_scales >= LOWEST, log_scale, 0.0).to(slope)
     n = 0
     for c in range(x.shape[1] if t.tanh.shape[1] else 0):
         for j in range(c):
             coefficient = mean[:, c] * t.x[:, j, None] * (1 - t.tanh[:, n].square())
-            slope[:, t.index.coefficients[n]] = coefficient.to(slope)
+            slope[:, t.where.coefficients[n]] = coefficient.to(slope)
             n += 1
     return slope
 
@@ -239,7 +239,9 @@ def logistic_mixture_sample(
     for k in range(1, mixtures):
         sums.append(sums[-1] + weights[:, k])
     threshold = noise[:, 0] * sums[-1]
-    component = torch.stack([*(threshold >= s for s in sums[:-1]), torch.zeros_like(threshold, dtype=torch.bool)]).sum(0)
+    component = torch.stack([*(threshold >= s for s in sums[:-1]), torch.zeros_like(threshold, dtype=torch.bool)]).sum(
+        0
+    )
     index = component[:, None, None]
 
     def chosen(t: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ KERNELS = [
     "backward_(block|rows)<float",
     "backward_(block|rows)<double",
     r"fill_sample<\(pygen::Distribution\)2>",  # normals
+    "block_nll<.*float>",
+    "block_nll<.*double>",
     "multiply_tile<float>",
     "multiply_tile<double>",
     "fma_chains<float>",
