@@ -1,7 +1,7 @@
 """Discretised logistic mixtures: PixelCNN++'s likelihood, forward and backward, at its sizes, and its samples.
 
-"rgb-16x32x32" is a batch of 16 colour images, their pixels under mixtures of 10 components. Baselines take the levels as
-numbers in [-1, 1], ready made; pygen converts them itself.
+"rgb-16x32x32" is a batch of 16 colour images, their pixels under mixtures of 10 components. Baselines take the levels
+as numbers in [-1, 1], ready made; pygen converts them itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .cases import Case, Function, Inputs, Problem, Tensors, Work
 
 MIXTURES = 10
 
-# --- eager: as users write it ------------------------------------------------------------------------------------------
+# --- eager: as users write it -----------------------------------------------------------------------------------------
 
 
 def components(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +109,7 @@ def case(name: str, shape: tuple[int, int, int, int], layout: str = "contiguous"
     return Case("logistic_mixture", f"{name}-{batch}x{height}x{width}", build, **options)
 
 
-# --- samples -----------------------------------------------------------------------------------------------------------
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def sampled(parameters: Tensor) -> Tensor:

@@ -326,9 +326,11 @@ def launch_logistic_mixture_sample(parameters, noise, ids, seed, first_sample, s
     place = _place(ids, 0 if noise is not None else seed, first_sample, step)
     if x.numel():
         samples, area, chunks = _grid(parameters)
+        if noise is not None:
+            noise = noise.movedim(1, -1).contiguous()
         with torch.cuda.device_of(parameters):
             _sample[(samples * chunks,)](
-                parameters, noise if noise is None else noise.movedim(1, -1).contiguous(), x=x, chunks=chunks, area=area,
+                parameters, noise, x=x, chunks=chunks, area=area,
                 pixels=height * width, x_at=_strides(x), last=float(options.last), offset=offset,
                 coldness=min(1 / options.temperature if options.temperature else float("inf"), 3e38),
                 temperature=options.scale_temperature, QUANTIZED=options.quantized,

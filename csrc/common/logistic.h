@@ -1,5 +1,5 @@
-// A draw from a discretised logistic mixture: the steps of pygen/reference/logistic_mixture.py, which explains them, for
-// numbers or packs of them; `zero` is a pack of zeros. Rounds as philox.h does: the same bits on every backend.
+// A draw from a discretised logistic mixture: the steps of pygen/reference/logistic_mixture.py, which explains them,
+// for numbers or packs of them; `zero` is a pack of zeros. Rounds as philox.h does: the same bits on every backend.
 #pragma once
 #include "philox.h"
 

@@ -81,22 +81,72 @@ bool read_levels(const MixtureNllArgs& a, int64_t at, int64_t pixels, const Leve
   return false;
 }
 
-// --- one channel under one component ---------------------------------------------------------------------------------
+// --- vectors of two components ---------------------------------------------------------------------------------------
 
-// tanh to two units in the last place, for less than vmath's
+// Each operation is two that do not wait for each other: the chains below are longer than what a processor looks ahead.
 template <class T>
-PYGEN_INLINE Vec<T> tanh_of(const Vec<T>& x) {
-  const Vec<T> a = x.abs();
-  Vec<T> power, complement;
-  exp_complement(a + a, power, complement);
-  const Vec<T> t = complement / (power + Vec<T>(1));
-  return select(less(x, Vec<T>(0)), t.neg(), t);
+struct Pair {
+  using V = Vec<T>;
+  V v[2];
+
+  Pair() = default;
+  PYGEN_INLINE Pair(const V& both) : v{both, both} {}
+  PYGEN_INLINE Pair(const V& one, const V& other) : v{one, other} {}
+
+  PYGEN_INLINE Pair neg() const { return {v[0].neg(), v[1].neg()}; }
+  PYGEN_INLINE Pair abs() const { return {v[0].abs(), v[1].abs()}; }
+  friend PYGEN_INLINE Pair operator+(const Pair& a, const Pair& b) { return {a.v[0] + b.v[0], a.v[1] + b.v[1]}; }
+  friend PYGEN_INLINE Pair operator-(const Pair& a, const Pair& b) { return {a.v[0] - b.v[0], a.v[1] - b.v[1]}; }
+  friend PYGEN_INLINE Pair operator*(const Pair& a, const Pair& b) { return {a.v[0] * b.v[0], a.v[1] * b.v[1]}; }
+  friend PYGEN_INLINE Pair operator/(const Pair& a, const Pair& b) { return {a.v[0] / b.v[0], a.v[1] / b.v[1]}; }
+};
+
+template <class T>
+struct PairMask {
+  decltype(less(Vec<T>(0), Vec<T>(0))) m[2];
+};
+
+template <class T>
+PYGEN_INLINE PairMask<T> less(const Pair<T>& a, const Pair<T>& b) {
+  return {{less(a.v[0], b.v[0]), less(a.v[1], b.v[1])}};
 }
+template <class T>
+PYGEN_INLINE Pair<T> select(const PairMask<T>& mask, const Pair<T>& yes, const Pair<T>& no) {
+  return {select(mask.m[0], yes.v[0], no.v[0]), select(mask.m[1], yes.v[1], no.v[1])};
+}
+template <class T>
+PYGEN_INLINE Pair<T> at_least(const Pair<T>& x, T bound) {
+  return {at::vec::clamp_min(x.v[0], Vec<T>(bound)), at::vec::clamp_min(x.v[1], Vec<T>(bound))};
+}
+template <class T>
+PYGEN_INLINE Pair<T> at_most_zero(const Pair<T>& x) {
+  return {at::vec::clamp_max(x.v[0], Vec<T>(0)), at::vec::clamp_max(x.v[1], Vec<T>(0))};
+}
+template <class T>
+PYGEN_INLINE Pair<T> exp_normal(const Pair<T>& x) {
+  return {exp_normal(x.v[0]), exp_normal(x.v[1])};
+}
+template <class T>
+PYGEN_INLINE Pair<T> log_normal(const Pair<T>& x) {
+  return {log_normal(x.v[0]), log_normal(x.v[1])};
+}
+template <class T>
+PYGEN_INLINE void exp_complement(const Pair<T>& x, Pair<T>& power, Pair<T>& complement) {
+  exp_complement(x.v[0], power.v[0], complement.v[0]);
+  exp_complement(x.v[1], power.v[1], complement.v[1]);
+}
+
+template <class T>
+PYGEN_INLINE Pair<T> tanh(const Pair<T>& x) {
+  return {tanh(x.v[0]), tanh(x.v[1])};
+}
+
+// --- one channel under two components --------------------------------------------------------------------------------
 
 // P(x) = factor e^offset, and the derivatives of log P(x). Three factors do not underflow.
 template <class T>
 struct Term {
-  Vec<T> factor, offset, mean, log_scale;
+  Pair<T> factor, offset, mean, log_scale;
 };
 
 // What selects a lane in an outer bin, if some may be. NaN is in none.
@@ -111,8 +161,8 @@ struct Bins {
       first = less(l, half), last = less(last_level - half, l);
     }
   }
-  PYGEN_INLINE Vec<T> pick(const Vec<T>& in_first, const Vec<T>& in_last, const Vec<T>& inside) const {
-    if constexpr (kOuter) return select(first, in_first, select(last, in_last, inside));
+  PYGEN_INLINE Pair<T> pick(const Pair<T>& in_first, const Pair<T>& in_last, const Pair<T>& inside) const {
+    if constexpr (kOuter) return select({{first, first}}, in_first, select({{last, last}}, in_last, inside));
     return inside;
   }
 };
@@ -122,31 +172,31 @@ template <class T>
 constexpr T kWide = sizeof(T) == 4 ? T(12) : T(60);
 
 template <class T>
-PYGEN_INLINE Vec<T> inverse_scale(const Vec<T>& log_scale) {
-  return exp_normal(at::vec::clamp_min(log_scale.neg(), Vec<T>(-60)));
+PYGEN_INLINE Pair<T> inverse_scale(const Pair<T>& log_scale) {
+  return exp_normal(at_least(log_scale.neg(), T(-60)));
 }
 
 // With q = 1 / scale, a = q (x - mean + half) and b = a - delta at the ends of the bin of x:
 //   P = sigmoid(a) sigmoid(-b) (1 - e^-delta), without the factors that an outer bin lacks,
 // and sigmoid(v) = e^min(v, 0) / (1 + e^-|v|).
 template <bool kOpenai, bool kSlope, bool kOuter, class T>
-PYGEN_INLINE Term<T> coarse_term(const Vec<T>& centred, const Vec<T>& log_scale, const Bins<kOuter, T>& bins,
-                                 const Vec<T>& half) {
-  using V = Vec<T>;
-  const V zero(0), one(1), q = inverse_scale(log_scale);
+PYGEN_INLINE Term<T> coarse_term(const Pair<T>& centred, const Pair<T>& log_scale, const Bins<kOuter, T>& bins,
+                                 const Pair<T>& half) {
+  using V = Pair<T>;
+  const V zero(Vec<T>(0)), one(Vec<T>(1)), q = inverse_scale(log_scale);
   const V a = q * (centred + half), b = q * (centred - half), delta = q * (half + half);
   const V ea = exp_normal(a.abs().neg()), eb = exp_normal(b.abs().neg());
   V narrow, width;  // e^-delta, 1 - e^-delta
   exp_complement(delta, narrow, width);
   const V top = one + ea, bottom = one + eb, r = one / (top * bottom), ra = r * bottom, rb = r * top;
-  const V above = at::vec::clamp_max(a, zero), below = at::vec::clamp_max(b.neg(), zero);
+  const V above = at_most_zero(a), below = at_most_zero(b.neg());
   const V left = select(less(zero, a), ea * ra, ra), right = select(less(zero, b), rb, eb * rb);  // sigmoid(-a), (b)
   const V shift = bins.pick(left.neg(), right, right - left);
   const V tilt = bins.pick((a * left).neg(), b * right, b * right - a * left);
   const V rest = delta * narrow / width;
   Term<T> out;
   if constexpr (!kOpenai) {
-    const auto wide = less(V(kWide<T>), log_scale);
+    const auto wide = less(V(Vec<T>(kWide<T>)), log_scale);
     out.factor = bins.pick(ra, rb, r * select(wide, (half + half) - half * delta, width));
     out.offset = bins.pick(above, below, above + below - select(wide, log_scale, zero));
     if constexpr (kSlope) {
@@ -156,7 +206,7 @@ PYGEN_INLINE Term<T> coarse_term(const Vec<T>& centred, const Vec<T>& log_scale,
   } else {
     const V mass = select(less(zero, a), ra, ea * ra) - right, middle = q * centred;
     const V em = exp_normal(middle.abs().neg()), rm = one / (one + em);
-    const auto likely = less(V(T(1e-5)), mass);
+    const auto likely = less(V(Vec<T>(T(1e-5))), mass);
     out.factor = bins.pick(ra, rb, select(likely, mass, (half + half) * rm * rm));
     out.offset = bins.pick(above, below, select(likely, zero, (log_scale + middle.abs()).neg()));
     if constexpr (kSlope) {
@@ -172,21 +222,20 @@ PYGEN_INLINE Term<T> coarse_term(const Vec<T>& centred, const Vec<T>& log_scale,
 //   sigmoid(|m| + h) = 1 / (1 + t s), sigmoid(h - |m|) = t / (t + s), 1 - e^-delta = 1 - s^2.
 // For bins so fine that h, of the narrowest scale too, is below 5: the difference of m and h is what counts.
 template <bool kSlope, bool kOuter, class T>
-PYGEN_INLINE Term<T> fine_term(const Vec<T>& centred, const Vec<T>& log_scale, const Bins<kOuter, T>& bins,
-                               const Vec<T>& half) {
-  using V = Vec<T>;
-  const V zero(0), one(1), q = inverse_scale(log_scale), m = q * centred, h = q * half, depth = m.abs();
+PYGEN_INLINE Term<T> fine_term(const Pair<T>& centred, const Pair<T>& log_scale, const Bins<kOuter, T>& bins,
+                               const Pair<T>& half) {
+  using V = Pair<T>;
+  const V zero(Vec<T>(0)), one(Vec<T>(1)), q = inverse_scale(log_scale), m = q * centred, h = q * half, depth = m.abs();
   const V t = exp_normal(depth.neg());
   V s, complement;
   exp_complement(h, s, complement);
   const V width = complement * (one + s), ts = t * s, near = one + ts, far = t + s, both = near * far;
   const V z = one / (both * width), r = z * width;
-  const auto wide = less(V(kWide<T>), log_scale), negative = less(m, zero);
+  const auto wide = less(V(Vec<T>(kWide<T>)), log_scale), negative = less(m, zero);
   Term<T> out;
   out.factor = r * bins.pick(select(negative, near, far), select(negative, far, near),
                              select(wide, (half + half) * (one - h), width));
-  out.offset = bins.pick(at::vec::clamp_max(m, zero), at::vec::clamp_max(m.neg(), zero),
-                         select(wide, (depth + log_scale).neg(), depth.neg()));
+  out.offset = bins.pick(at_most_zero(m), at_most_zero(m.neg()), select(wide, (depth + log_scale).neg(), depth.neg()));
   if constexpr (kSlope) {
     const V shallow = ts * (far * r), deep = s * (near * r);
     const V left = select(negative, deep, shallow), right = select(negative, shallow, deep);  // sigmoid(-a), (b)
@@ -219,31 +268,41 @@ inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T*
   V top = get(p);
   for (int64_t k = 1; k < mixtures; ++k) top = at::vec::maximum(top, get(p + k * kLanes));
   V total(0), best = infinity.neg();
-  for (int64_t k = 0; k < mixtures; ++k) {
-    const V logit = get(p + k * kLanes) - top, weight = exp_normal(logit);
-    weight.store(weights + k * kLanes);
-    total = total + weight;
-    V log_p = logit, product(1);
+  for (int64_t k = 0; k < mixtures; k += 2) {
+    const int64_t other = std::min(k + 1, mixtures - 1);  // of an odd number the last one is paired with itself
+    const auto load = [&](const MixturePlaces& places, int64_t c) {
+      return Pair<T>(get(p + at(places, c, k)), get(p + at(places, c, other)));
+    };
+    const auto store = [&](const Pair<T>& value, const MixturePlaces& places, int64_t c) {
+      value.v[0].store(slope + at(places, c, k));
+      value.v[1].store(slope + at(places, c, other));
+    };
+    const MixturePlaces first{0, 0, 1};
+    const Pair<T> logit = load(first, 0) - Pair<T>(top), weight = exp_normal(logit);
+    weight.v[0].store(weights + k * kLanes);
+    weight.v[1].store(weights + other * kLanes);
+    Pair<T> log_p = logit, product(V(1));
     for (int64_t c = 0, n = 0; c < channels; ++c) {
-      V centred = (get(x.high + c * kLanes) - get(p + at(args.means, c, k))) + get(x.low + c * kLanes);
+      Pair<T> centred = (Pair<T>(get(x.high + c * kLanes)) - load(args.means, c)) + Pair<T>(get(x.low + c * kLanes));
       for (int64_t j = 0; args.autoregressive && j < c; ++j, ++n) {
-        const V t = tanh_of(get(p + at(args.coefficients, n, k)));
-        if constexpr (kSlope) t.store(slope + at(args.coefficients, n, k));
-        centred = fmadd(t.neg(), get(x.high + j * kLanes), centred);
+        const Pair<T> t = tanh(load(args.coefficients, n));
+        if constexpr (kSlope) store(t, args.coefficients, n);
+        const V value = get(x.high + j * kLanes);
+        centred = {fmadd(t.v[0].neg(), value, centred.v[0]), fmadd(t.v[1].neg(), value, centred.v[1])};
       }
-      const V log_scale = at::vec::clamp_min(get(p + at(args.log_scales, c, k)), V(T(kLowestLogScale)));
+      const Pair<T> log_scale = at_least(load(args.log_scales, c), T(kLowestLogScale));
       const auto add = [&](const auto& bins) {
-        Term<T> one;
+        Term<T> term;
         if constexpr (kMethod == Method::kFine) {
-          one = fine_term<kSlope>(centred, log_scale, bins, half);
+          term = fine_term<kSlope>(centred, log_scale, bins, Pair<T>(half));
         } else {
-          one = coarse_term<kMethod == Method::kOpenai, kSlope>(centred, log_scale, bins, half);
+          term = coarse_term<kMethod == Method::kOpenai, kSlope>(centred, log_scale, bins, Pair<T>(half));
         }
-        product = product * one.factor;
-        log_p = log_p + one.offset;
+        product = product * term.factor;
+        log_p = log_p + term.offset;
         if constexpr (kSlope) {
-          one.mean.store(slope + at(args.means, c, k));
-          one.log_scale.store(slope + at(args.log_scales, c, k));
+          store(term.mean, args.means, c);
+          store(term.log_scale, args.log_scales, c);
         }
       };
       if (x.outer[c]) {
@@ -256,8 +315,10 @@ inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T*
         product = V(1);
       }
     }
-    log_p.store(slope + k * kLanes);
-    best = at::vec::maximum(best, log_p);
+    store(log_p, first, 0);
+    best = at::vec::maximum(best, at::vec::maximum(log_p.v[0], log_p.v[1]));
+    total = total + weight.v[0];
+    if (other != k) total = total + weight.v[1];
   }
   const V base = at::vec::maximum(best, V(std::numeric_limits<T>::lowest()));  // of components none of which can be
   V sum(0);
@@ -311,6 +372,8 @@ bool mixture_nll(const MixtureNllArgs& args, int64_t begin, int64_t end) {
     fine &= read_levels(args, sample * args.x_at.sample + pixel * args.x_at.pixel, pixels, levels);
     const int64_t at = sample * args.p_at.sample + pixel * args.p_at.pixel;
     lanes.load(static_cast<const S*>(args.p) + at, pixels, p);
+    lanes.template prefetch<false>(static_cast<const S*>(args.p) + at);
+    if (args.slope) lanes.template prefetch<true>(static_cast<const S*>(args.slope) + at);
     block(args, levels, p, slope, weights).store(static_cast<T*>(args.nll) + sample * args.area + pixel, int(pixels));
     if (args.slope) lanes.store(static_cast<S*>(args.slope) + at, pixels, slope);
   });

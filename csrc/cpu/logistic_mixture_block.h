@@ -31,10 +31,25 @@ class Lanes {
     if (at.channel == 1 && !std::is_same_v<T, S>) rows_.emplace(kLanes * channels);
   }
 
+  // Asks for the pixels behind a full block while it is computed: they are in as many pages as there are channels, or
+  // more than hardware looks ahead.
+  template <bool kWrite>
+  void prefetch(const S* p) const {
+    p += kLanes * at_.pixel;
+    if (at_.channel != 1) {
+      for (int64_t c = 0; c < channels_; ++c) __builtin_prefetch(p + c * at_.channel, kWrite);
+    } else {
+      constexpr int64_t kLine = 64 / sizeof(S);
+      for (int64_t i = 0; i < kLanes * channels_; i += kLine) __builtin_prefetch(p + i, kWrite);
+    }
+  }
+
   void load(const S* src, int64_t pixels, T* block) const {
     if (at_.channel != 1) {
       for (int64_t c = 0; c < channels_; ++c, src += at_.channel, block += kLanes) {
-        if (pixels == kLanes) {
+        if (std::is_same_v<T, S> && pixels == kLanes) {
+          Vec<T>::loadu(src).store(block);
+        } else if (pixels == kLanes) {
           load_run(block, src, kLanes);
         } else {
           for (int64_t i = 0; i < kLanes; ++i) block[i] = static_cast<T>(src[std::min(i, pixels - 1)]);
@@ -70,7 +85,11 @@ class Lanes {
   void store(S* dst, int64_t pixels, const T* block) const {
     if (at_.channel != 1) {
       for (int64_t c = 0; c < channels_; ++c) {
-        store_run(dst + c * at_.channel, block + c * kLanes, pixels, false);
+        if (std::is_same_v<T, S> && pixels == kLanes) {
+          Vec<T>::loadu(block + c * kLanes).store(dst + c * at_.channel);
+        } else {
+          store_run(dst + c * at_.channel, block + c * kLanes, pixels, false);
+        }
       }
       return;
     }

@@ -243,8 +243,8 @@ def _default_sample(
 
 def _fake_sample(*args: Any) -> Tensor:
     _check_sample(*args)
-    parameters, options = args[0], args[-1]
-    batch, each, height, width = _noise_size(parameters, options.channels)
+    parameters: Tensor = args[0]
+    batch, each, height, width = _noise_size(parameters, args[-1].channels)
     wide = torch.promote_types(parameters.dtype, torch.float32)
     return parameters.new_empty((batch, each - 1, height, width), dtype=wide)
 
@@ -298,7 +298,7 @@ def logistic_mixture_nll(
 
     With K components, L = 2^bits levels at -1, -1 + 2 w, ..., 1, w = 1 / (L - 1), and log-scales at least -7::
 
-        mu_ck = m_ck + sum_{j < c} tanh(t_cjk) x_j                              the true x_j; no sum if not autoregressive
+        mu_ck = m_ck + sum_{j < c} tanh(t_cjk) x_j                          the true x_j; no sum if not autoregressive
         a     = (x_c - mu_ck + w) / s_ck        b = (x_c - mu_ck - w) / s_ck
         P_ck  = [x_c < 1] sigmoid(a), [x_c > -1] sigmoid(-b), [both] 1 - e^(b - a), multiplied
         nll   = -log sum_k softmax(logits)_k prod_c P_ck
@@ -326,16 +326,16 @@ def logistic_mixture_nll(
         narrow scales it is off by up to 2 nats a channel, and does not sum to 1.
 
     Returns nll [B, H, W], float32 (float64 for float64 parameters), contiguous; sum it over pixels, in float64 where
-    there are many, and divide by C H W log 2 for bits per dimension. Arithmetic is in the result's dtype; x - mu is taken
-    without the rounding of x, which a scale of e^-7 magnifies a thousandfold. Where x or a parameter is NaN, nll is NaN
-    in that pixel and nowhere else. The kernels' results are right where they can be represented, and the same bits for
-    any number of threads and in any batch.
+    there are many, and divide by C H W log 2 for bits per dimension. Arithmetic is in the result's dtype; x - mu is
+    taken without the rounding of x, which a scale of e^-7 magnifies a thousandfold. Where x or a parameter is NaN, nll
+    is NaN in that pixel and nowhere else. The kernels' results are right where they can be represented, and the same
+    bits for any number of threads and in any batch.
 
     Differentiable once with respect to parameters; twice raises NotImplementedError, except under
     `pygen.backends.use("reference")`, which PyTorch differentiates. Log-scales below -7 have no gradient. x has none
-    either: it must not require grad. Where a gradient is recorded, the forward writes the derivative of each pixel's nll,
-    the one tensor of parameters' size that is kept (parameters are not), and the backward multiplies it by the upstream
-    gradient: half the arithmetic of a backward that starts anew. torch.autocast leaves the op alone.
+    either: it must not require grad. Where a gradient is recorded, the forward writes the derivative of each pixel's
+    nll, the one tensor of parameters' size that is kept (parameters are not), and the backward multiplies it by the
+    upstream gradient: half the arithmetic of a backward that starts anew. torch.autocast leaves the op alone.
 
     Bytes moved: forward, x and parameters in, nll out, and with a gradient the derivative out; backward, that and the
     upstream gradient in, the gradient out. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, Triton on CUDA, else the
@@ -405,17 +405,18 @@ def logistic_mixture_sample(
     temperature: of the choice of a component, >= 0; 1. 0 takes the likeliest one (of several, as if equally likely).
     scale_temperature: of its logistic distribution, >= 0; 1. 0 takes its mean.
     quantized: False leaves x between levels (within [-1, 1]), also where later channels depend on it; True.
-    noise: the uniforms, [B, 1 + C, H, W], any of the dtypes, used as float32; None (default): from the random stream, those
-        of pygen.random.uniform((B, H, W, 1 + C), ...), so that pixel p of a sample drawn alone has offset p (1 + C).
+    noise: the uniforms, [B, 1 + C, H, W], any of the dtypes, used as float32; None (default): from the random stream,
+        those of pygen.random.uniform((B, H, W, 1 + C), ...), so that pixel p of a sample drawn alone has offset
+        p (1 + C).
     generator, first_sample, sample_ids, step, draw, offset: where in the stream, see `pygen.random`.
 
     Returns x [B, C, H, W], contiguous, float32 (float64 for float64 parameters). All arithmetic is float32's additions,
-    multiplications and divisions, in one order: the same bits on every backend, whatever is beside a pixel in the batch.
+    multiplications and divisions, in one order: the same bits on every backend, whatever is beside a pixel in a batch.
     Where a logit, what is drawn from, or noise is NaN, x is NaN in that pixel, from that channel on.
 
     Not differentiable: it raises for parameters that require grad where gradients are recorded, so detach them.
-    torch.autocast changes nothing. Bytes moved: parameters (and noise) in, x out. Backends: C++ on the CPU, Triton on CUDA,
-    else the reference.
+    torch.autocast changes nothing. Bytes moved: parameters (and noise) in, x out. Backends: C++ on the CPU, Triton on
+    CUDA, else the reference.
 
     Raises ValueError for shapes, devices, numbers and options, TypeError for dtypes and types, NotImplementedError for
     parameters that require grad.
@@ -424,7 +425,8 @@ def logistic_mixture_sample(
     >>> from pygen.ops import logistic_mixture_sample
     >>> parameters = torch.randn(16, 100, 8, 8)
     >>> x = logistic_mixture_sample(parameters, channels=3, generator=0)
-    >>> one = logistic_mixture_sample(parameters[5:6, :, 2:3, 1:2], channels=3, generator=0, first_sample=5, offset=17 * 4)
+    >>> pixel = parameters[5:6, :, 2:3, 1:2]
+    >>> one = logistic_mixture_sample(pixel, channels=3, generator=0, first_sample=5, offset=17 * 4)
     >>> torch.equal(x[5, :, 2, 1], one[0, :, 0, 0])
     True
     """

@@ -32,7 +32,7 @@ class Places(NamedTuple):
 
 
 def pairs(channels: int, autoregressive: bool) -> int:
-    """Coefficients of a mixture: of channel c on the channels j < c, in the order (1, 0), (2, 0), (2, 1), (3, 0), ..."""
+    """Coefficients of a component: of channel c on the channels j < c, counted (1, 0), (2, 0), (2, 1), (3, 0), ..."""
     return channels * (channels - 1) // 2 if autoregressive else 0
 
 
@@ -89,8 +89,8 @@ class _Terms(NamedTuple):
     """What likelihood and gradient share; [B, C, K, H, W] where not said otherwise."""
 
     p: Parameters
-    index: Parameters
-    x: Tensor  # [B, C, H, W], float64
+    where: Parameters
+    x: Tensor  # [B, C, H, W]
     log_scales: Tensor
     tanh: Tensor  # of the coefficients
     centred: Tensor  # x - mean
@@ -101,21 +101,21 @@ class _Terms(NamedTuple):
 
 def _terms(x: Tensor, parameters: Tensor, bits: int, layout: str, autoregressive: bool) -> _Terms:
     channels, last = x.shape[1], 2**bits - 1
-    p, index = split(
-        parameters.to(torch.promote_types(parameters.dtype, torch.float32)), channels, layout, autoregressive
-    )
+    wide = torch.promote_types(parameters.dtype, torch.float32)
+    p, index = split(parameters.to(wide), channels, layout, autoregressive)
     level = levels(x, bits)
-    grid = (2 * level - last) / last
+    exact = (2 * level - last) / last
+    grid = exact.to(wide)
+    rest = (exact - grid).to(wide)  # a narrow scale would magnify the rounding of x a thousandfold
     tanh = p.coefficients.tanh()
-    means, n = [], 0
+    differences, n = [], 0
     for c in range(channels):
-        mean = p.means[:, c].double()
+        difference = (grid[:, c, None] - p.means[:, c]) + rest[:, c, None]
         for j in range(c if autoregressive else 0):
-            mean = mean + tanh[:, n] * grid[:, j, None]
+            difference = difference - tanh[:, n] * grid[:, j, None]
             n += 1
-        means.append(mean)
-    # The difference in float64: a narrow scale magnifies its rounding a thousandfold.
-    centred = (grid[:, :, None] - torch.stack(means, 1)).to(p.means.dtype)
+        differences.append(difference)
+    centred = torch.stack(differences, 1)
     below, above = (level != last)[:, :, None], (level != 0)[:, :, None]
     return _Terms(p, index, grid, p.log_scales.clamp(min=LOWEST), tanh, centred, below, above, 1 / last)
 
@@ -184,15 +184,15 @@ def logistic_mixture_slope(
     share = torch.softmax(logits + _log_p(t, form).sum(1), 1)
     mean, log_scale = (-share[:, None] * slope for slope in _slopes(t, form))
     slope = torch.empty_like(parameters)
-    slope[:, t.index.logits] = (torch.softmax(logits, 1) - share).to(slope)
-    slope[:, t.index.means] = mean.to(slope)
+    slope[:, t.where.logits] = (torch.softmax(logits, 1) - share).to(slope)
+    slope[:, t.where.means] = mean.to(slope)
     # not 0 times a share that is NaN
-    slope[:, t.index.log_scales] = torch.where(t.p.log_scales >= LOWEST, log_scale, 0.0).to(slope)
+    slope[:, t.where.log_scales] = torch.where(t.p.log_scales >= LOWEST, log_scale, 0.0).to(slope)
     n = 0
     for c in range(x.shape[1] if t.tanh.shape[1] else 0):
         for j in range(c):
             coefficient = mean[:, c] * t.x[:, j, None] * (1 - t.tanh[:, n].square())
-            slope[:, t.index.coefficients[n]] = coefficient.to(slope)
+            slope[:, t.where.coefficients[n]] = coefficient.to(slope)
             n += 1
     return slope
 
