@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <tuple>
 
-
 namespace pygen {
 
 // Each in its <op>_args.h, which table.h does not include: a change of one recompiles its own family alone.

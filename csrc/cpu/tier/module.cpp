@@ -7,8 +7,8 @@ namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-const Table kTable{&coupling_kernels, &random_kernels, &frechet_kernels, &moments_kernels,
-                   &conv_kernels, &probe_kernels};
+const Table kTable{&coupling_kernels, &random_kernels, &frechet_kernels,
+                   &moments_kernels,  &conv_kernels,   &probe_kernels};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tier", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 
