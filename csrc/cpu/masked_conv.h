@@ -22,8 +22,7 @@ inline namespace CPU_CAPABILITY {
 namespace {
 namespace conv {
 
-// --- tiles
-// ------------------------------------------------------------------------------------------------------------
+// --- tiles -----------------------------------------------------------------------------------------------------------
 
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int kRowsOf[] = {0, 12, 12, 8, 6};  // of a tile, by its vectors: up to 24 accumulators of 32 registers
@@ -120,8 +119,7 @@ inline void multiply_rows(Tile<T> t, int64_t vectors, int64_t rows) {
   }
 }
 
-// --- where taps lead
-// --------------------------------------------------------------------------------------------------
+// --- where taps lead -------------------------------------------------------------------------------------------------
 
 // Along an axis: output out + j out_step meets input in + j in_step, for j < count.
 struct Run {
@@ -160,8 +158,7 @@ inline std::vector<Rect> cut(int64_t height, int64_t width, int64_t pixels) {
   return rects;
 }
 
-// --- pixels into and out of scratch memory: [pixels, stride] with channels side by side
-// --------------------------------
+// --- pixels into and out of scratch memory: [pixels, stride] with channels side by side ------------------------------
 
 #if defined(CPU_CAPABILITY_AVX512)
 // 16 x 16, between registers alone: at::vec's takes 2.5 times as long
@@ -332,8 +329,7 @@ View<T> view(const ConvImages& x, int64_t sample, int64_t top, int64_t bottom, T
   return {scratch - top * x.width * x.channels, x.width * x.channels, x.channels};
 }
 
-// --- a convolution without what follows it
-// ----------------------------------------------------------------------------
+// --- a convolution without what follows it ---------------------------------------------------------------------------
 
 inline int64_t group_of(const ConvArgs& a, int64_t channel, int64_t channels) {
   return a.interleaved ? channel % a.groups : channel / (channels / a.groups);
@@ -526,8 +522,7 @@ class Convolution {
   std::vector<T> live_;
 };
 
-// --- activations
-// ------------------------------------------------------------------------------------------------------
+// --- activations -----------------------------------------------------------------------------------------------------
 
 template <class T>
 PYGEN_INLINE Vec<T> exp_of_negative(const Vec<T>& x) {
@@ -597,8 +592,7 @@ void activate_backward(ConvActivation activation, const T* grad_y, int64_t y_ste
   }
 }
 
-// --- forward
-// ----------------------------------------------------------------------------------------------------------
+// --- forward ---------------------------------------------------------------------------------------------------------
 
 template <class T>
 constexpr int64_t padded(int64_t n) {
@@ -715,8 +709,7 @@ void forward(const Workers& workers, const ConvArgs& a) {
   });
 }
 
-// --- backward
-// ---------------------------------------------------------------------------------------------------------
+// --- backward --------------------------------------------------------------------------------------------------------
 
 // sums [channels] += grad over the pixels of a rectangle
 template <class T>
