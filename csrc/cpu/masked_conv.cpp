@@ -101,8 +101,7 @@ bool admits(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, c
          fits(condition, {x.size(0), channels, height, width}) && fits(residual, {x.size(0), of_y, height, width});
 }
 
-// --- sizes and layouts
-// ------------------------------------------------------------------------------------------------
+// --- sizes and layouts -----------------------------------------------------------------------------------------------
 
 // channels_last where x is so and not contiguous too, as pygen/_lib.py has it
 at::MemoryFormat layout(const Tensor& x) {
@@ -141,8 +140,7 @@ ConvArgs arguments(const Tensor& x, const Tensor& weight, const Options& o, std:
   return a;
 }
 
-// --- the ops
-// ----------------------------------------------------------------------------------------------------------
+// --- the ops ---------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> masked_conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                          const OptionalTensor& condition, const OptionalTensor& residual,

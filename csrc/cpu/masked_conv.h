@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "gate_math.h"
 #include "gemm.h"
 #include "masked_conv_args.h"
 
@@ -22,8 +23,7 @@ inline namespace CPU_CAPABILITY {
 namespace {
 namespace conv {
 
-// --- tiles
-// ------------------------------------------------------------------------------------------------------------
+// --- tiles -----------------------------------------------------------------------------------------------------------
 
 #if defined(CPU_CAPABILITY_AVX512)
 constexpr int kRowsOf[] = {0, 12, 12, 8, 6};  // of a tile, by its vectors: up to 24 accumulators of 32 registers
@@ -120,8 +120,7 @@ inline void multiply_rows(Tile<T> t, int64_t vectors, int64_t rows) {
   }
 }
 
-// --- where taps lead
-// --------------------------------------------------------------------------------------------------
+// --- where taps lead -------------------------------------------------------------------------------------------------
 
 // Along an axis: output out + j out_step meets input in + j in_step, for j < count.
 struct Run {
@@ -160,8 +159,7 @@ inline std::vector<Rect> cut(int64_t height, int64_t width, int64_t pixels) {
   return rects;
 }
 
-// --- pixels into and out of scratch memory: [pixels, stride] with channels side by side
-// --------------------------------
+// --- pixels into and out of scratch memory: [pixels, stride] with channels side by side ------------------------------
 
 #if defined(CPU_CAPABILITY_AVX512)
 // 16 x 16, between registers alone: at::vec's takes 2.5 times as long
@@ -332,8 +330,7 @@ View<T> view(const ConvImages& x, int64_t sample, int64_t top, int64_t bottom, T
   return {scratch - top * x.width * x.channels, x.width * x.channels, x.channels};
 }
 
-// --- a convolution without what follows it
-// ----------------------------------------------------------------------------
+// --- a convolution without what follows it ---------------------------------------------------------------------------
 
 inline int64_t group_of(const ConvArgs& a, int64_t channel, int64_t channels) {
   return a.interleaved ? channel % a.groups : channel / (channels / a.groups);
@@ -526,21 +523,7 @@ class Convolution {
   std::vector<T> live_;
 };
 
-// --- activations
-// ------------------------------------------------------------------------------------------------------
-
-template <class T>
-PYGEN_INLINE Vec<T> exp_of_negative(const Vec<T>& x) {
-  const auto e = exp_parts<true>(x);
-  return scale2(e.m, e.n);
-}
-
-template <class T>
-PYGEN_INLINE Vec<T> sigmoid(const Vec<T>& x) {
-  using V = Vec<T>;
-  const V z = exp_of_negative<T>(x.abs().neg()), r = V(T(1)) / (V(T(1)) + z);
-  return select(less(x, V(T(0))), z * r, r);
-}
+// --- activations -----------------------------------------------------------------------------------------------------
 
 // y [n, y_step] from pre [n, step]; both may be read and written to the end of a vector
 template <class T>
@@ -559,12 +542,12 @@ void activate(ConvActivation activation, const T* pre, int64_t step, int64_t hal
     case ConvActivation::kElu:
       return each([&](const T* p) {
         const V x = V::loadu(p);
-        return select(less(zero, x), x, at::vec::clamp_max(x, zero).expm1());
+        return select(less(zero, x), x, expm1(at::vec::clamp_max(x, zero)));
       });
     case ConvActivation::kGate:
-      return each([&](const T* p) { return tanh(V::loadu(p)) * sigmoid<T>(V::loadu(p + half)); });
+      return each([&](const T* p) { return gate<Gate::kTanh>(V::loadu(p), V::loadu(p + half)); });
     case ConvActivation::kGlu:
-      return each([&](const T* p) { return V::loadu(p) * sigmoid<T>(V::loadu(p + half)); });
+      return each([&](const T* p) { return gate<Gate::kLinear>(V::loadu(p), V::loadu(p + half)); });
     case ConvActivation::kNone:
       return;
   }
@@ -575,7 +558,7 @@ template <class T>
 void activate_backward(ConvActivation activation, const T* grad_y, int64_t y_step, const T* pre, int64_t step,
                        int64_t half, int64_t channels, int64_t n, T* grad, T* second) {
   using V = Vec<T>;
-  const V zero(T(0)), one(T(1));
+  const V zero(T(0));
   const bool gated = activation == ConvActivation::kGate || activation == ConvActivation::kGlu;
   for (int64_t q = 0; q < n; ++q, grad_y += y_step, pre += step, grad += step) {
     for (int64_t c = 0; c < channels; c += V::size()) {
@@ -583,22 +566,21 @@ void activate_backward(ConvActivation activation, const T* grad_y, int64_t y_ste
       if (activation == ConvActivation::kRelu) {
         select(less(zero, x), g, zero).store(grad + c);
       } else if (activation == ConvActivation::kElu) {
-        select(less(x, zero), g * exp_of_negative<T>(at::vec::clamp_max(x, zero)), g).store(grad + c);
+        const Exp<T> e = exp_parts<true>(at::vec::clamp_max(x, zero));
+        select(less(x, zero), scale2(g * e.m, e.n), g).store(grad + c);
       } else {
-        const V b = V::loadu(pre + half + c), z = exp_of_negative<T>(b.abs().neg()), r = one / (one + z), zr = z * r;
-        const auto low = less(b, zero);
-        const V s = select(low, zr, r), rest = select(low, r, zr), gs = g * s;
-        const V a = activation == ConvActivation::kGate ? tanh(x) : x;
-        (activation == ConvActivation::kGate ? gs * at::vec::fnmadd(a, a, one) : gs).store(grad + c);
-        (gs * a * rest).store(second + c);
+        const V b = V::loadu(pre + half + c);
+        const GateGradient<T> both = activation == ConvActivation::kGate ? gate_backward<Gate::kTanh>(x, b, g)
+                                                                         : gate_backward<Gate::kLinear>(x, b, g);
+        both.a.store(grad + c);
+        both.b.store(second + c);
       }
     }
     if (gated) std::copy_n(second, half, grad + half);  // over what the first half's last vector left there
   }
 }
 
-// --- forward
-// ----------------------------------------------------------------------------------------------------------
+// --- forward ---------------------------------------------------------------------------------------------------------
 
 template <class T>
 constexpr int64_t padded(int64_t n) {
@@ -715,8 +697,7 @@ void forward(const Workers& workers, const ConvArgs& a) {
   });
 }
 
-// --- backward
-// ---------------------------------------------------------------------------------------------------------
+// --- backward --------------------------------------------------------------------------------------------------------
 
 // sums [channels] += grad over the pixels of a rectangle
 template <class T>
