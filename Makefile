@@ -29,7 +29,7 @@ demo: $(VENV)/.extra-demo $(VENV)/.built
 test: export PYGEN_REQUIRE_EXT = 1
 test: export PYGEN_WERROR = 1
 test: lint $(VENV)/.peers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.extra-test $(VENV)/.built
 	$(BIN)/ruff check
