@@ -36,6 +36,9 @@ ALLOWED: dict[tuple[str, int], int] = {
     # float64, 64 x 64: ptxas stops at 128 registers, with which two programs fit a multiprocessor
     ("_polar_small", 80): 8,
     ("_polar_small", 100): 40,
+    # 16-bit storage: two registers of a thread
+    ("_nll", 80): 8,
+    ("_nll", 100): 8,
 }
 
 # Ops, or samples of them, that are matrix products of torch alone.
