@@ -127,10 +127,11 @@ def image_grid(
     rows: Sequence[str],
     columns: Sequence[str] | None = None,
     real: Sequence[int] = (),
+    cell: float = 0.56,
 ) -> None:
     """Draws grey images [rows, columns, H, W] of levels 0 .. levels - 1, enlarged without smoothing.
 
-    rows, columns: their labels. real: columns that hold data, which are framed and set apart.
+    rows, columns: their labels. real: columns that hold data, which are framed and set apart. cell: inches of an image.
     """
     pixels = images.numpy()
     n_rows, n_columns = pixels.shape[:2]
@@ -138,7 +139,8 @@ def image_grid(
     for column in range(1, n_columns):
         left.append(left[-1] + 1 + gap + 0.3 * ((column in real) != (column - 1 in real)))
     width, height = left[-1] + 1, n_rows * (1 + gap) - gap
-    figure, ax = _canvas(width, height, title, note, head=1.4 if columns else 1.1)
+    side = max(0.6, 0.2 + 0.11 * max(map(len, rows)))  # room for the labels
+    figure, ax = _canvas(width, height, title, note, head=1.4 if columns else 1.1, cell=cell, side=side)
     for row in range(n_rows):
         top = row * (1 + gap)
         for column in range(n_columns):
@@ -156,9 +158,10 @@ def image_grid(
     _save(figure, path)
 
 
-def _canvas(width: float, height: float, title: str, note: str, head: float) -> tuple[Figure, Axes]:
-    """Axes of width x height cells below a head, in inches, with a title and a note."""
-    cell, side = 0.56, 0.6  # inches
+def _canvas(
+    width: float, height: float, title: str, note: str, head: float, cell: float, side: float
+) -> tuple[Figure, Axes]:
+    """Axes of width x height cells below a head, with a title and a note; all in inches."""
     across, down = width * cell + 2 * side, height * cell + head + 0.3
     figure = Figure(figsize=(across, down), facecolor=_PAPER)
     figure.text(side / across, 1 - 0.38 / down, title, fontsize=17, color=_INK, va="center", weight="bold")

@@ -137,5 +137,5 @@ def draw_fields(out: Path, size: int = 21) -> None:
         out / "pixelcnn_fields.png", torch.stack(fields).view(2, 3, size, size), levels=4,
         rows=["PixelCNN", "Gated"], columns=["1 layer", "3 layers", "6 layers"],
         title="What the prediction of a pixel (black) depends on",
-        note="After a first layer of 7x7. Masked 3x3 layers never see what is up and to the right: a blind spot.",
+        note="After a first layer of 7x7. Up and to the right, PixelCNN has a blind spot.", cell=2.0,
     )  # fmt: skip
