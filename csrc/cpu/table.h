@@ -20,7 +20,9 @@ struct ProbeKernels {
   double (*fma64)(int64_t n);
 };
 
-using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*, const HeadsKernels*, const MixtureKernels*, const MomentsKernels*, const RandomKernels*, const ProbeKernels*>;
+using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
+                         const HeadsKernels*, const MixtureKernels*, const MomentsKernels*, const RandomKernels*,
+                         const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 
