@@ -13,7 +13,11 @@ if triton.knobs.runtime.interpret:  # TRITON_INTERPRET=1 has no libdevice
     from triton.runtime.interpreter import interpreter_builder
 
     def _elementwise(function):
-        return lambda x: tl.tensor(interpreter_builder.unary_op(x.handle, function), x.type)
+        # In float64: what is tried here is a kernel's logic, not how numpy rounds float32.
+        def rounded(a):
+            return function(a.astype(np.float64)).astype(a.dtype)
+
+        return lambda x: tl.tensor(interpreter_builder.unary_op(x.handle, rounded), x.type)
 
     exp, expm1, log, log1p, tanh, atan, rint = map(
         _elementwise, (np.exp, np.expm1, np.log, np.log1p, np.tanh, np.arctan, np.rint)

@@ -21,7 +21,8 @@ def build(name: str, data: Dataset, settings: Mapping[str, Any]) -> Model:
     without labels.
     """
     if name not in MODELS:
-        raise ValueError(f"expected a model: {' or '.join(MODELS)}; got {name!r}")
+        *most, last = MODELS
+        raise ValueError(f"expected a model: {', '.join(most)} or {last}; got {name!r}")
     cls = MODELS[name]
     parameters = inspect.signature(cls).parameters
     if ("levels" in parameters) != (data.levels is not None) or ("features" in parameters and len(data.shape) != 1):

@@ -54,9 +54,9 @@ def atan(s: torch.Tensor) -> torch.Tensor:
     return squashed(s, "atan")
 
 
-# Bounds: measured 0.96, 0.7 and 2.17 on every tier, rounded up to a tenth.
+# Bounds: measured 0.96, 0.88 (0.68 with FMA) and 2.17, rounded up to a tenth.
 @pytest.mark.parametrize(
-    ("function", "exact", "bound"), [(exp, torch.exp, 1.0), (tanh, torch.tanh, 0.8), (atan, torch.atan, 2.2)]
+    ("function", "exact", "bound"), [(exp, torch.exp, 1.0), (tanh, torch.tanh, 0.9), (atan, torch.atan, 2.2)]
 )
 def test_float32(tier: str, function, exact, bound: float) -> None:
     assert ulps(function(GRID), exact(GRID.double())) <= bound

@@ -209,7 +209,7 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path: Path, images: str) -> N
 @pytest.mark.parametrize(
     ("model", "spec", "settings", "message"),
     [
-        ("glow", "images", {}, "expected a model: realnvp or realnvp-flat; got 'glow'"),
+        ("glow", "images", {}, "expected a model: realnvp, realnvp-flat, pixelcnn or gated-pixelcnn; got 'glow'"),
         ("realnvp", "moons", {}, "realnvp models integer levels; the data is Toy"),
         ("realnvp-flat", "images", {}, "realnvp-flat models vectors of real numbers; the data is Arrays"),
         ("realnvp", "images", {"width": 3}, "realnvp has no setting 'width': expected num_classes, scales, hidden"),
