@@ -22,16 +22,17 @@ def classify(
     prior: p(y) [num_classes], in any unit; None: equally likely. As many passes as there are labels. generator: source
     of the dequantisation noise, where the model uses any. Differentiable as `model.log_prob` is.
 
-    Raises ValueError for a model without labels, and for a prior of another shape or with a negative or no mass.
+    Raises ValueError for a model without labels, and for a prior of another shape, with negative or infinite elements,
+    or 0 throughout.
     """
-    joint = model.class_log_prob(x, context=context, generator=generator)
+    posterior = model.log_posterior(x, context=context, generator=generator)  # for labels that are equally likely
     if prior is not None:
-        if prior.shape != joint.shape[1:]:
-            raise ValueError(f"expected prior [{joint.shape[1]}], one for each label, got {list(prior.shape)}")
-        if not bool((prior >= 0).all()) or not float(prior.sum()) > 0:
-            raise ValueError(f"expected prior >= 0 with some above, got {prior.tolist()}")
-        joint = joint + prior.to(joint).log()
-    return joint.softmax(1)
+        if prior.shape != posterior.shape[1:]:
+            raise ValueError(f"expected prior [{posterior.shape[1]}], one for each label, got {list(prior.shape)}")
+        if not bool(((prior >= 0) & prior.isfinite()).all()) or not float(prior.sum()) > 0:
+            raise ValueError(f"expected prior >= 0 and finite, with some above 0, got {prior.tolist()}")
+        posterior = posterior + prior.to(posterior).log()
+    return posterior.softmax(1)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops, random
 from ..nn._arguments import check_integer
 from ..nn.masked_conv import CausalHead, MaskedConv2d
+from ..ops.random import INTEGERS
 from ..random import Source
 from .model import Model
 
@@ -33,8 +34,12 @@ class Autoregressive(Model):
 
     def _prepare(self, x: Tensor, generator: Source) -> Tensor:
         self._check_shape("x", x, self.shape)
-        if x.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        if x.dtype not in INTEGERS:
             raise TypeError(f"expected x as integer levels 0 .. {self.levels - 1}, got {x.dtype}")
+        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in x.aminmax())
+            if low < 0 or high >= self.levels:
+                raise ValueError(f"expected levels in [0, {self.levels}), got {low if low < 0 else high}")
         return x
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ class Autoregressive(Model):
         temperature: float,
     ) -> Tensor:
         condition = self._given(self.CHUNK, y, context)
-        x = x.long()
+        x = self._prepare(x, None).long()
         channels, height, width = self.shape
         for row in range(height):
             if known[:, :, row].all():
@@ -170,6 +175,9 @@ class GatedPixelCNN(Autoregressive):
         dilations: tuple[int, ...] = (1,),
     ) -> None:
         _check_image(shape, levels, hidden=hidden, blocks=layers)
+        check_integer("kernel", kernel, 1)
+        for dilation in dilations:
+            check_integer("dilations", dilation, 1)
         if not dilations or kernel % 2 == 0:
             raise ValueError(f"expected an odd kernel and some dilations, got kernel={kernel}, dilations={dilations}")
         config = {
@@ -247,6 +255,8 @@ def _conv(
 def _check_image(shape: tuple[int, int, int], levels: int, *, hidden: int, blocks: int) -> None:
     if len(shape) != 3:
         raise ValueError(f"expected shape as (C, H, W), got {shape}")
+    for size in shape:
+        check_integer("every size in shape", size, 1)
     check_integer("levels", levels, 2)
     check_integer("hidden", hidden, 1)
     check_integer("blocks", blocks, 0)

@@ -72,6 +72,10 @@ class CausalHead(nn.Module):
 
     def __init__(self, features: int, channels: int, levels: int) -> None:
         super().__init__()
+        for name, value in (("features", features), ("channels", channels), ("levels", levels)):
+            check_integer(name, value, 1)
+        if features % channels:
+            raise ValueError(f"expected features as a multiple of the {channels} channels, got {features}")
         self.channels, self.levels = channels, levels
         self.weight = nn.Parameter(torch.empty(channels * levels, features))
         self.bias = nn.Parameter(torch.zeros(channels * levels))

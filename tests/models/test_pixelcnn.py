@@ -13,6 +13,7 @@ from torch import Tensor
 from pygen import models
 from pygen.models import GatedPixelCNN, PixelCNN
 from pygen.models.pixelcnn import Autoregressive
+from pygen.nn import CausalHead
 
 from .test_layers import perturbed
 
@@ -137,11 +138,23 @@ def test_errors() -> None:
         GatedPixelCNN((1, 4, 4), kernel=4)
     with pytest.raises(ValueError, match=r"\(C, H, W\)"):
         GatedPixelCNN((4, 4))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape >= 1, got 0"):
+        PixelCNN((0, 4, 4))
+    with pytest.raises(ValueError, match="dilations >= 1, got 0"):
+        GatedPixelCNN((1, 4, 4), dilations=(1, 0))
+    with pytest.raises(ValueError, match="multiple of the 3 channels, got 8"):
+        CausalHead(8, 3, 4)
     model = gated((1, 4, 4), 3)
+    whole = torch.ones(1, 4, 4, dtype=torch.bool)
+    for call in (model.log_prob, lambda x: model.complete(x, whole)):
+        with pytest.raises(ValueError, match=r"levels in \[0, 3\), got 3"):
+            call(torch.full((1, 1, 4, 4), 3))
+        with pytest.raises(ValueError, match=r"levels in \[0, 3\), got -1"):
+            call(torch.full((1, 1, 4, 4), -1))
+        with pytest.raises(TypeError, match="integer levels"):
+            call(torch.zeros(1, 1, 4, 4))
     with pytest.raises(TypeError, match=r"integer levels 0 \.\. 2, got torch.float32"):
         model.log_prob(torch.zeros(1, 1, 4, 4))
-    with pytest.raises(ValueError, match="3"):
-        model.log_prob(torch.full((1, 1, 4, 4), 3))
     with pytest.raises(ValueError, match=r"\[B, 1, 4, 4\]"):
         model.log_prob(torch.zeros(1, 1, 4, 5, dtype=torch.int64))
 
@@ -159,5 +172,7 @@ def test_bayes() -> None:
         models.classify(model, x, prior=prior[:2])
     with pytest.raises(ValueError, match="prior >= 0"):
         models.classify(model, x, prior=-prior)
+    with pytest.raises(ValueError, match="finite"):
+        models.classify(model, x, prior=prior / 0)
     with pytest.raises(ValueError, match="labels"):
         models.classify(gated((1, 3, 3), 4), x)
