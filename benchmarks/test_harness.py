@@ -166,14 +166,33 @@ def test_arms_take_turns_in_rotating_order() -> None:
     def sampler(name: str) -> timing.Sampler:
         return lambda: order.append(name) or 1.0  # type: ignore[func-returns-value]
 
-    samples = timing.interleave({name: sampler(name) for name in "abc"}, budget_s=60, rounds=(2, 3))
-    assert "".join(order) == "abcbcacab"
-    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+    samples = timing.interleave({name: sampler(name) for name in "abc"}, budget_s=60, rounds=(2, 30))
+    rounds = ["".join(order[i : i + 3]) for i in range(0, 90, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(set(rounds)) > 3  # what precedes an arm changes
+    assert {name: len(values) for name, values in samples.items()} == {"a": 30, "b": 30, "c": 30}
 
 
-def test_rounds_stop_at_the_budget_but_not_before_the_fewest() -> None:
-    samples = timing.interleave({"a": lambda: 1.0}, budget_s=0, rounds=(4, 100))
-    assert len(samples["a"]) == 4
+def test_rounds_stop_at_the_budget_but_not_before_the_fewest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+
+    def takes(seconds: float) -> timing.Sampler:
+        def sampler() -> float:
+            nonlocal now
+            now += seconds
+            return seconds
+
+        return sampler
+
+    def counts(budget_s: float, **arms: float) -> dict[str, int]:
+        samples = timing.interleave({name: takes(s) for name, s in arms.items()}, budget_s, (4, 100))
+        return {name: len(values) for name, values in samples.items()}
+
+    assert counts(10, a=1) == {"a": 11}
+    assert counts(10, a=1, b=2) == {"a": 4, "b": 4}
+    assert counts(10, a=1, slow=40) == {"a": 11, "slow": 3}
+    assert counts(10, slow=40) == {"slow": 3}
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ BLOCK_S = 1e-3  # a sample lasts at least this long, so that the clock's resolut
 MAX_REPEATS = 2000
 MAX_PREPARED = 16  # graphs kept alive at once for a sample of a backward pass
 SLOW_S = 0.5  # a call this long finds no caches warm, and has seconds to average over: it is timed without ceremony
-SLOW_ROUNDS = 3  # when rounds take ten times their budget
+SLOW_ROUNDS = 3  # of an arm that takes ten times the budget of all
 LAUNCH_BOUND_S = 100e-6
 
 Sampler = Callable[[], float]  # seconds of one call, or of the work a ceiling stands for
@@ -115,22 +116,27 @@ def _cuda_samplers(jobs: dict[str, Job], device: torch.device) -> dict[str, Samp
 
 
 def interleave(arms: dict[str, Sampler], budget_s: float, rounds: tuple[int, int]) -> dict[str, list[float]]:
-    """Samples of every arm, one each in a round, in an order that rotates; as many rounds as fit in budget_s."""
+    """Samples of every arm, one each in a round; as many rounds as fit in budget_s, with fewer samples of slow arms.
+
+    The order of a round is drawn: an arm that leaves threads spinning or caches cold must not precede the same one.
+    """
     samples: dict[str, list[float]] = {name: [] for name in arms}
-    order = list(arms)
+    spent = dict.fromkeys(arms, 0.0)
     fewest, most = rounds
+    draw = random.Random(0)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
         for done in range(most):
-            spent = time.perf_counter() - start
-            if spent > budget_s and (done >= fewest or (done >= SLOW_ROUNDS and spent > 10 * budget_s)):
+            order = [name for name in arms if done < SLOW_ROUNDS or spent[name] <= 10 * budget_s]
+            if not order or (done >= fewest and sum(spent[name] for name in order) > budget_s):
                 break
+            draw.shuffle(order)
             for name in order:
+                start = time.perf_counter()
                 samples[name].append(arms[name]())
-            order = order[1:] + order[:1]
+                spent[name] += time.perf_counter() - start
     finally:
         if collecting:
             gc.enable()
