@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,15 @@ import torch
 from ._options import Options
 
 lib = torch.library.Library("pygen", "DEF")
+
+# What tensors of data may hold.
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def names(dtypes: Sequence[torch.dtype]) -> str:
+    """As messages list them."""
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ using std::tuple;
 // MixtureOptions, NllOptions and SampleOptions of pygen/ops/logistic_mixture.py
 struct MixtureOptions {
   bool ok = true;
-  int64_t bits = 8, layout = 0, channels = 3;
+  int64_t levels = 256, layout = 0, channels = 3;
   bool autoregressive = false, openai = false, quantized = true;
   double temperature = 1, scale_temperature = 1;
 
   bool set(std::string_view name, OptionValue value) {
-    if (name == "bits") return bits = value, true;
+    if (name == "levels") return levels = value, true;
     if (name == "layout") return layout = value.among({"openai", "flax", "tfp"}), true;
     if (name == "autoregressive") return autoregressive = value, true;
     if (name == "form") return openai = value.among({"exact", "openai"}) == 1, true;
@@ -66,7 +66,7 @@ bool is_image(const Tensor& t) { return t.is_cpu() && t.dim() == 4; }
 // where there is nothing to do.
 bool describe(MixtureArgs& a, const Tensor& p, int64_t channels, const MixtureOptions& o) {
   const bool own = o.autoregressive;
-  if (!o.ok || channels < 1 || o.bits < 1 || o.bits > 16) return false;
+  if (!o.ok || channels < 1 || o.levels < 2 || o.levels > 65536) return false;
   if (own && o.layout != 2 && channels != 1 && channels != 3) return false;
   const int64_t pairs = own ? channels * (channels - 1) / 2 : 0, each = 1 + 2 * channels + pairs;
   if (p.size(1) == 0 || p.size(1) % each != 0) return false;
@@ -75,7 +75,7 @@ bool describe(MixtureArgs& a, const Tensor& p, int64_t channels, const MixtureOp
   a.samples = one ? 1 : p.size(0), a.area = one ? p.size(0) : area;
   a.channels = channels, a.mixtures = k, a.parameters = p.size(1);
   a.autoregressive = own;
-  a.last = (int64_t(1) << o.bits) - 1;
+  a.last = o.levels - 1;
   a.p = p.const_data_ptr();
   a.p_at = pixels(p);
   const int64_t kind = o.layout == 0 ? k : 1, mixture = o.layout == 0 ? 1 : kinds;  // "openai", else "flax"

@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _ext, backends
-from .._lib import define, layout, once_differentiable, refuse_tangents
+from .._lib import FLOATS, define, layout, names, once_differentiable, refuse_tangents
 from .._options import Options
 from ..reference import coupling as reference
 
 ACTIVATIONS = ("exp", "sigmoid", "softplus", "additive")
 SQUASHES = ("none", "tanh", "atan", "softsign")
 PARTS = ("first", "second", "all", "even", "odd")
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -170,11 +168,11 @@ def check(
     op = "affine_coupling"
     if x.dim() < 2:
         raise ValueError(f"{op}: expected x of shape [B, C, ...], got {tuple(x.shape)}")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"{op}: expected x of dtype {_names(_DTYPES)}, got {x.dtype}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{op}: expected x of dtype {names(FLOATS)}, got {x.dtype}")
     admitted = (torch.float32, torch.bfloat16, torch.float16) if x.dtype == torch.float32 else (x.dtype,)
     if params.dtype not in admitted:
-        raise TypeError(f"{op}: expected params of dtype {_names(admitted)} for x of {x.dtype}, got {params.dtype}")
+        raise TypeError(f"{op}: expected params of dtype {names(admitted)} for x of {x.dtype}, got {params.dtype}")
     for name, tensor in (("params", params), ("gain", gain), ("index", index), ("logdet", logdet)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{op}: expected {name} on {x.device} as x, got {tensor.device}")
@@ -252,10 +250,6 @@ def _check_backward(
         )
     if (saved is None) != options.additive:
         raise ValueError(f"affine_coupling: expected saved for every activation but additive, got {saved}")
-
-
-def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
 # --- the ops ----------------------------------------------------------------------------------------------------------

@@ -9,20 +9,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _ext, backends
-from .._lib import define, layout, once_differentiable, refuse_tangents
+from .._lib import FLOATS, define, layout, names, once_differentiable, refuse_tangents
 from ..reference import gates as reference
 
 KINDS = ("tanh", "linear")
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _check_x(op: str, x: Tensor) -> None:
     if x.dim() < 2:
         raise ValueError(f"{op}: expected x of shape [B, C, ...], got {tuple(x.shape)}")
-    if x.dtype not in _DTYPES:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-        raise TypeError(f"{op}: expected x of dtype {names}, got {x.dtype}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{op}: expected x of dtype {names(FLOATS)}, got {x.dtype}")
 
 
 def _check_like(op: str, x: Tensor, **tensors: tuple[Tensor | None, tuple[tuple[int, ...], ...]]) -> None:

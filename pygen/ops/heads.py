@@ -9,13 +9,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _ext, backends
-from .._lib import define, layout, once_differentiable, refuse_tangents
+from .._lib import FLOATS, INTEGERS, define, layout, names, once_differentiable, refuse_tangents
 from ..reference import heads as reference
 
 ORDERS = ("channel", "level")
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_LEVELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _check(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, order: str) -> None:
@@ -24,10 +21,10 @@ def _check(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, order
         raise ValueError(f"{op}: expected order to be one of {ORDERS}, got {order!r}")
     if h.dim() < 2:
         raise ValueError(f"{op}: expected h of shape [B, C, ...], got {tuple(h.shape)}")
-    if h.dtype not in _DTYPES:
-        raise TypeError(f"{op}: expected h of dtype {_names(_DTYPES)}, got {h.dtype}")
-    if target.dtype not in _LEVELS:
-        raise TypeError(f"{op}: expected target of dtype {_names(_LEVELS)}, got {target.dtype}")
+    if h.dtype not in FLOATS:
+        raise TypeError(f"{op}: expected h of dtype {names(FLOATS)}, got {h.dtype}")
+    if target.dtype not in INTEGERS:
+        raise TypeError(f"{op}: expected target of dtype {names(INTEGERS)}, got {target.dtype}")
     for name, tensor in (("weight", weight), ("bias", bias), ("target", target)):
         if tensor is not None and tensor.device != h.device:
             raise ValueError(f"{op}: expected {name} on {h.device} as h, got {tensor.device}")
@@ -59,10 +56,6 @@ def _check_backward(
         raise ValueError(
             f"categorical_nll: expected grad_nll of shape {tuple(target.shape)}, got {tuple(grad_nll.shape)}"
         )
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def _default(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, order: str) -> Tensor:

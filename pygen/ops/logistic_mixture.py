@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import backends
-from .._lib import define, layout, not_differentiable, once_differentiable, refuse_tangents
+from .._lib import FLOATS, INTEGERS, define, layout, names, not_differentiable, once_differentiable, refuse_tangents
 from .._options import Options
 from .._seed import Source
 from ..reference import logistic_mixture as reference
 from ..reference import random as reference_random
-from .random import FLOATS, INTEGERS, STREAM, batch_of, check_stream, check_tensor, drawn, names, samples_of, stream
+from .random import STREAM, batch_of, check_stream, check_tensor, drawn, samples_of, stream
 
 LAYOUTS = ("openai", "flax", "tfp")
 FORMS = ("exact", "openai")
@@ -29,13 +29,13 @@ FORMS = ("exact", "openai")
 class MixtureOptions(Options):
     """How parameters lie; csrc/cpu/logistic_mixture.cpp reads the same."""
 
-    bits: int = 8
+    levels: int = 256
     layout: str = "openai"
     autoregressive: bool = False
 
     @property
     def last(self) -> int:
-        return (1 << self.bits) - 1
+        return self.levels - 1
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,19 @@ class SampleOptions(MixtureOptions):
     quantized: bool = True
 
 
-def _common(op: str, bits: Any, layout: Any, autoregressive: Any, channels: int) -> dict[str, Any]:
+def _common(op: str, levels: Any, layout: Any, autoregressive: Any, channels: int) -> dict[str, Any]:
     """The options that both functions have, checked."""
-    if type(bits) is not int:
-        raise TypeError(f"{op}: expected bits as an integer, got {bits!r}")
-    if not 1 <= bits <= 16:
-        raise ValueError(f"{op}: expected bits in [1, 16], got {bits}")
+    if type(levels) is not int:
+        raise TypeError(f"{op}: expected levels as an integer, got {levels!r}")
+    if not 2 <= levels <= 65536:
+        raise ValueError(f"{op}: expected levels in [2, 65536], got {levels}")
     if layout not in LAYOUTS:
         raise ValueError(f"{op}: expected layout to be one of {LAYOUTS}, got {layout!r}")
     if autoregressive is None:
         autoregressive = channels == 3
     if not isinstance(autoregressive, bool):
         raise TypeError(f"{op}: expected autoregressive to be a bool or None, got {autoregressive!r}")
-    return {"bits": bits, "layout": layout, "autoregressive": autoregressive}
+    return {"levels": levels, "layout": layout, "autoregressive": autoregressive}
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -157,12 +157,12 @@ def _noise_size(parameters: Tensor, channels: int) -> tuple[int, ...]:
 
 
 def _keywords(options: NllOptions) -> dict[str, Any]:
-    return {k: getattr(options, k) for k in ("bits", "layout", "autoregressive", "form")}
+    return {k: getattr(options, k) for k in ("levels", "layout", "autoregressive", "form")}
 
 
 def _default_nll(x: Tensor, parameters: Tensor, options: NllOptions, record: bool) -> tuple[Tensor, Tensor]:
     _check_nll(x, parameters, options, record)
-    if x.device.type == "cpu" and reference.levels(x[~x.isnan()], options.bits).isnan().any():
+    if x.device.type == "cpu" and reference.levels_of(x[~x.isnan()], options.levels).isnan().any():
         low, high = x.min().item(), x.max().item()
         first, last = (-1, 1) if x.is_floating_point() else (0, options.last)
         wrong = low if low < first else high
@@ -231,7 +231,7 @@ def _default_sample(
         parameters.detach(),
         noise,
         channels=options.channels,
-        bits=options.bits,
+        levels=options.levels,
         layout=options.layout,
         autoregressive=options.autoregressive,
         temperature=options.temperature,
@@ -289,14 +289,14 @@ def logistic_mixture_nll(
     x: Tensor,
     parameters: Tensor,
     *,
-    bits: int = 8,
+    levels: int = 256,
     layout: str = "openai",
     autoregressive: bool | None = None,
     form: str = "exact",
 ) -> Tensor:
     """Negative log-likelihood of pixels under discretised logistic mixtures, in nats, with its gradient in one pass.
 
-    With K components, L = 2^bits levels at -1, -1 + 2 w, ..., 1, w = 1 / (L - 1), and log-scales at least -7::
+    With K components, L levels at -1, -1 + 2 w, ..., 1, w = 1 / (L - 1), and log-scales at least -7::
 
         mu_ck = m_ck + sum_{j < c} tanh(t_cjk) x_j                          the true x_j; no sum if not autoregressive
         a     = (x_c - mu_ck + w) / s_ck        b = (x_c - mu_ck - w) / s_ck
@@ -311,7 +311,7 @@ def logistic_mixture_nll(
         bfloat16, float16), of which each counts as the nearest level.
     parameters: [B, P, H, W], float32, float64, bfloat16 or float16, P = K (1 + 2 C + N) with N = C (C - 1) / 2 if
         autoregressive, else 0: K logits, then as `layout` says.
-    bits: 1 to 16; 8.
+    levels: L, 2 to 65536; 256. 2^n for n bits.
     layout: how means m, log-scales and coefficients t (before their tanh) lie behind the logits, slowest first; the
         coefficients (c, j) are counted (1, 0), (2, 0), (2, 1), (3, 0), ...
         "openai" (default): (channel, kind, mixture), the coefficients of three channels as a third kind.
@@ -361,7 +361,7 @@ def logistic_mixture_nll(
     if forward_ad._current_level >= 0:
         refuse_tangents(op, x, parameters)
     channels = x.shape[1] if x.dim() == 4 else 0
-    options = NllOptions(**_common(op, bits, layout, autoregressive, channels), form=form)
+    options = NllOptions(**_common(op, levels, layout, autoregressive, channels), form=form)
     if backends.forced is not None and backends.choose(op, parameters) == "reference":
         _default_nll(x.detach(), parameters.detach(), options, False)  # raises
         return reference.logistic_mixture_nll(x, parameters, **_keywords(options)).contiguous()
@@ -374,7 +374,7 @@ def logistic_mixture_sample(
     parameters: Tensor,
     *,
     channels: int,
-    bits: int = 8,
+    levels: int = 256,
     layout: str = "openai",
     autoregressive: bool | None = None,
     temperature: float = 1.0,
@@ -399,7 +399,7 @@ def logistic_mixture_sample(
 
     Salimans et al. 2017 (arXiv 1701.05517, section 2.1); peers feed x_j on unrounded, which no training has shown them.
 
-    parameters: [B, P, H, W], float32, float64, bfloat16 or float16; bits, layout, autoregressive: see
+    parameters: [B, P, H, W], float32, float64, bfloat16 or float16; levels, layout, autoregressive: see
         `logistic_mixture_nll`.
     channels: C, which P does not tell.
     temperature: of the choice of a component, >= 0; 1. 0 takes the likeliest one (of several, as if equally likely).
@@ -445,7 +445,7 @@ def logistic_mixture_sample(
             raise ValueError(f"{op}: expected {name} >= 0 and finite, got {value}")
     if not isinstance(quantized, bool):
         raise TypeError(f"{op}: expected quantized to be a bool, got {quantized!r}")
-    common = _common(op, bits, layout, autoregressive, channels)
+    common = _common(op, levels, layout, autoregressive, channels)
     options = SampleOptions(
         **common,
         channels=channels,

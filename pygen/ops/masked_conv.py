@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import backends
-from .._lib import define, layout, once_differentiable, refuse_tangents
+from .._lib import FLOATS, define, layout, names, once_differentiable, refuse_tangents
 from .._options import Options
 from ..reference import masked_conv as reference
 
 ACTIVATIONS = ("relu", "elu", "gate", "glu")
 CHANNEL_MASKS = ("A", "B")
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CODES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 Taps = Sequence[tuple[int, int]]
@@ -150,10 +149,6 @@ def _pairs(name: str, values: Any) -> tuple[tuple[int, int], ...]:
 # --- checks: decided from shapes, dtypes and devices; values only of codes on the CPU ---------------------------------
 
 
-def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
 def check(
     x: Tensor,
     weight: Tensor,
@@ -165,12 +160,12 @@ def check(
     """Raises for what the op does not admit. The native kernels hand over to the reference, and so to this, when their
     own compact test fails."""
     op, count = "masked_conv2d", len(options.offsets)
-    if weight.dtype not in _FLOATS:
-        raise TypeError(f"{op}: expected weight of dtype {_names(_FLOATS)}, got {weight.dtype}")
+    if weight.dtype not in FLOATS:
+        raise TypeError(f"{op}: expected weight of dtype {names(FLOATS)}, got {weight.dtype}")
     codes = x.dtype in _CODES
     if not codes and x.dtype != weight.dtype:
         raise TypeError(
-            f"{op}: expected x of weight's dtype {weight.dtype}, or codes of {_names(_CODES)}, got {x.dtype}"
+            f"{op}: expected x of weight's dtype {weight.dtype}, or codes of {names(_CODES)}, got {x.dtype}"
         )
     if x.dim() != (3 if codes else 4):
         shape = "codes [B, H, W]" if codes else "x [B, Cin, H, W]"

@@ -6,16 +6,13 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._lib import define, not_differentiable
+from .._lib import FLOATS, define, names, not_differentiable
 from ..reference import moments as reference
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _check(x: Tensor, shift: Tensor, total: Tensor, scatter: Tensor) -> None:
-    if x.dtype not in DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise TypeError(f"accumulate_moments: expected x of one of {names}, got {x.dtype}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"accumulate_moments: expected x of {names(FLOATS)}, got {x.dtype}")
     if x.dim() != 2:
         raise ValueError(f"accumulate_moments: expected features x [N, d], got {tuple(x.shape)}")
     d = x.shape[1]

@@ -11,13 +11,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _ext, backends
-from .._lib import define, refuse_tangents
+from .._lib import FLOATS, INTEGERS, define, names, refuse_tangents
 from .._seed import Source, seed_of
 from ..reference import random as reference
 
 KINDS = ("bits", "uniform", "normal", "logistic", "gumbel")
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # What says where in the stream an op draws. ids: of the samples [B]; or empty, and they are first_sample, ... (its
 # device is the output's either way). seed: as a signed number; None: drawn from torch's default generator by the
@@ -94,10 +92,6 @@ def _check_on(op: str, name: str, tensor: Tensor, ids: Tensor, dtypes: Sequence[
         raise TypeError(f"{op}: expected {name} of one of {names(dtypes)}, got {tensor.dtype}")
     if tensor.device != ids.device:
         raise ValueError(f"{op}: expected sample_ids on {tensor.device} as {name}, got {ids.device}")
-
-
-def names(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
 def _check_random(

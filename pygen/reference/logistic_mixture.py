@@ -78,9 +78,9 @@ def split(parameters: Tensor, channels: int, layout: str, autoregressive: bool) 
 # --- likelihood ------------------------------------------------------------------------------------------------------
 
 
-def levels(x: Tensor, bits: int) -> Tensor:
-    """Levels 0, ..., 2^bits - 1 as float64: integers as they are, numbers in [-1, 1] to the nearest; others are NaN."""
-    last = 2**bits - 1
+def levels_of(x: Tensor, levels: int) -> Tensor:
+    """Levels 0, ..., levels - 1 as float64: integers as they are, numbers in [-1, 1] to the nearest; others are NaN."""
+    last = levels - 1
     level = ((x.double() + 1) * (last / 2)).round() if x.is_floating_point() else x.double()
     return torch.where((level >= 0) & (level <= last), level, torch.nan)
 
@@ -99,11 +99,11 @@ class _Terms(NamedTuple):
     half: float  # half a level
 
 
-def _terms(x: Tensor, parameters: Tensor, bits: int, layout: str, autoregressive: bool) -> _Terms:
-    channels, last = x.shape[1], 2**bits - 1
+def _terms(x: Tensor, parameters: Tensor, levels: int, layout: str, autoregressive: bool) -> _Terms:
+    channels, last = x.shape[1], levels - 1
     wide = torch.promote_types(parameters.dtype, torch.float32)
     p, index = split(parameters.to(wide), channels, layout, autoregressive)
-    level = levels(x, bits)
+    level = levels_of(x, levels)
     exact = (2 * level - last) / last
     grid = exact.to(wide)
     rest = (exact - grid).to(wide)  # a narrow scale would magnify the rounding of x a thousandfold
@@ -140,13 +140,13 @@ def logistic_mixture_nll(
     x: Tensor,
     parameters: Tensor,
     *,
-    bits: int = 8,
+    levels: int = 256,
     layout: str = "openai",
     autoregressive: bool | None = None,
     form: str = "exact",
 ) -> Tensor:
     """-log sum_k softmax(logits)_k prod_c P_ck(x_c) of each pixel, [B, H, W]; see `pygen.ops.logistic_mixture_nll`."""
-    t = _terms(x, parameters, bits, layout, x.shape[1] == 3 if autoregressive is None else autoregressive)
+    t = _terms(x, parameters, levels, layout, x.shape[1] == 3 if autoregressive is None else autoregressive)
     return -torch.logsumexp(t.p.logits.log_softmax(1) + _log_p(t, form).sum(1), 1)
 
 
@@ -172,14 +172,14 @@ def logistic_mixture_slope(
     x: Tensor,
     parameters: Tensor,
     *,
-    bits: int = 8,
+    levels: int = 256,
     layout: str = "openai",
     autoregressive: bool | None = None,
     form: str = "exact",
 ) -> Tensor:
     """d nll / d parameters, each pixel's: of logit k softmax_k - r_k, and of all else -r_k d log P_ck, with r_k the
     probability of component k given x."""
-    t = _terms(x, parameters, bits, layout, x.shape[1] == 3 if autoregressive is None else autoregressive)
+    t = _terms(x, parameters, levels, layout, x.shape[1] == 3 if autoregressive is None else autoregressive)
     logits = t.p.logits
     share = torch.softmax(logits + _log_p(t, form).sum(1), 1)
     mean, log_scale = (-share[:, None] * slope for slope in _slopes(t, form))
@@ -205,9 +205,9 @@ def _tanh(x: Tensor) -> Tensor:
     return torch.where(x < 0, e - 1.0, 1.0 - e) / (e + 1.0)
 
 
-def quantize(x: Tensor, bits: int) -> Tensor:
+def quantize(x: Tensor, levels: int) -> Tensor:
     """The grid point of [-1, 1] next to x."""
-    last = float(2**bits - 1)
+    last = float(levels - 1)
     level = ((x + 1.0) * (last / 2)).round()
     return (level * 2.0 - last) / last
 
@@ -217,7 +217,7 @@ def logistic_mixture_sample(
     noise: Tensor,
     *,
     channels: int,
-    bits: int = 8,
+    levels: int = 256,
     layout: str = "openai",
     autoregressive: bool | None = None,
     temperature: float = 1.0,
@@ -260,5 +260,5 @@ def logistic_mixture_sample(
         u = noise[:, 1 + c].clamp(EDGE, 1 - EDGE)
         z = _join(*_split(u)) - _join(*_split(1.0 - u))
         drawn = (mean + scales[:, c] * (z * scale_temperature)).clamp(-1.0, 1.0)
-        x.append(quantize(drawn, bits) if quantized else drawn)
+        x.append(quantize(drawn, levels) if quantized else drawn)
     return torch.stack(x, 1).to(torch.promote_types(parameters.dtype, torch.float32))

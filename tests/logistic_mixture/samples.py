@@ -22,9 +22,9 @@ from tests.harness.spec import ErrorInput, OpSpec, Sample, register
 INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
-def levels(name: str, shape: tuple[int, ...], bits: int, dtype: torch.dtype) -> Tensor:
+def level(name: str, shape: tuple[int, ...], levels: int, dtype: torch.dtype) -> Tensor:
     """All of them, the outer ones often."""
-    last = min(2**bits - 1, torch.iinfo(dtype).max)
+    last = min(levels - 1, torch.iinfo(dtype).max)
     spread = ((random(f"{name} x", *shape) * 0.8 + 0.5) * last).round()
     return spread.clamp(0, last).to(dtype)
 
@@ -51,24 +51,24 @@ KINDS = (
 
 
 def nll_samples() -> Iterator[Sample]:
-    bits, dtypes = cycle((8, 8, 1, 16, 5)), cycle(INTEGERS)
+    levels, dtypes = cycle((256, 256, 2, 65536, 17)), cycle(INTEGERS)
     for i, (layout, channels, own, form) in enumerate(KINDS):
-        b, name = next(bits), f"{layout}-{channels}-{own}-{form}"
+        n, name = next(levels), f"{layout}-{channels}-{own}-{form}"
         dtype = next(dtypes)
-        dtype = torch.int32 if b == 16 and dtype == torch.int16 else dtype
+        dtype = torch.int32 if n == 65536 and dtype == torch.int16 else dtype
         area = ((2, 3), (1, 1), (1, 5))[i % 3]
         inputs = {
-            "x": levels(name, (2, channels, *area), b, dtype),
+            "x": level(name, (2, channels, *area), n, dtype),
             "parameters": parameters(name, 2, 1 + i % 3, channels, channels == 3 if own is None else own, area),
         }
-        options = {"bits": b, "layout": layout, "autoregressive": own, "form": form}
+        options = {"levels": n, "layout": layout, "autoregressive": own, "form": form}
         yield Sample(name, inputs, options, {"layout": layout, "channels": channels, "form": form})
 
 
 def nll_of(name: str, shape: tuple[int, int, int, int], mixtures: int = 2) -> Sample:
     batch, channels, *area = shape
     own = channels == 3
-    x = levels(name, shape, 8, torch.uint8)
+    x = level(name, shape, 256, torch.uint8)
     return Sample(name, {"x": x, "parameters": parameters(name, batch, mixtures, channels, own, (area[0], area[1]))})
 
 
@@ -108,8 +108,8 @@ def nll_errors() -> Iterator[ErrorInput]:
         ("count, independent", {"autoregressive": False}, ValueError, ("multiple of 7", "20")),
         ("no channels", {"x": x[:, :0]}, ValueError, ("parameters", "0 independent")),
         ("two channels", {"x": x[:, :2], "autoregressive": True}, ValueError, ("1 or 3", "2")),
-        ("bits", {"bits": 17}, ValueError, ("bits", "17")),
-        ("type of bits", {"bits": 8.0}, TypeError, ("bits", "8.0")),
+        ("one level", {"levels": 1}, ValueError, ("levels in [2, 65536]", "got 1")),
+        ("type of levels", {"levels": 8.0}, TypeError, ("levels", "8.0")),
         ("layout", {"layout": "torch"}, ValueError, ("layout", "torch")),
         ("form", {"form": "fast"}, ValueError, ("form", "fast")),
         ("autoregressive", {"autoregressive": 1}, TypeError, ("autoregressive", "1")),
@@ -121,7 +121,7 @@ def nll_errors() -> Iterator[ErrorInput]:
         ("large number", x + 1.5, ("[-1, 1]", "got 1.5")),
         ("infinite", x - math.inf, ("[-1, 1]", "got -inf")),
     ):
-        yield ErrorInput(name, {"x": bad, "parameters": p, "bits": 2}, ValueError, words, by_value=True)
+        yield ErrorInput(name, {"x": bad, "parameters": p, "levels": 4}, ValueError, words, by_value=True)
 
 
 register(
@@ -209,7 +209,7 @@ def sample_reference(
 
 def draws() -> Iterator[Sample]:
     temperatures = cycle(((1.0, 1.0), (0.7, 0.5), (0.0, 0.0), (1.3, 2.0)))
-    bits = cycle((8, 1, 16, 5))
+    levels = cycle((256, 2, 65536, 17))
     for i, (layout, channels, own, _) in enumerate(KINDS):
         name = f"{layout}-{channels}-{own}-{i}"
         area = ((2, 3), (1, 1), (1, 23))[i % 3]
@@ -217,7 +217,7 @@ def draws() -> Iterator[Sample]:
         temperature, scale_temperature = next(temperatures)
         options = {
             "channels": channels,
-            "bits": next(bits),
+            "levels": next(levels),
             "layout": layout,
             "autoregressive": own,
             "temperature": temperature,

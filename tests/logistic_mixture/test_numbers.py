@@ -47,25 +47,24 @@ def test_probabilities_sum_to_one(device: str, log_scale: float) -> None:
         assert abs(total - 1) < 1e-5, (means, total)
 
 
-@pytest.mark.parametrize("bits", range(1, 17))
-def test_probabilities_sum_to_one_with_any_bits(device: str, bits: int) -> None:
-    levels = 2**bits
+@pytest.mark.parametrize("levels", [3, 17, 200, *(2**bits for bits in range(1, 17))])
+def test_probabilities_sum_to_one_for_any_number_of_levels(device: str, levels: int) -> None:
     x = torch.arange(levels, device=device).view(1, 1, 1, levels)
     for log_scale in (-7.0, -2.0, 2.0):
         p = one_channel([0.3, -0.5], [0.21, -0.64], [log_scale, log_scale + 1], levels).to(device)
-        total = (-logistic_mixture_nll(x, p, bits=bits).double()).exp().sum()
+        total = (-logistic_mixture_nll(x, p, levels=levels).double()).exp().sum()
         assert abs(total - 1) < 1e-5, (log_scale, total)
 
 
 def test_probabilities_of_three_channels_sum_to_one(device: str) -> None:
     x = torch.tensor(list(itertools.product(range(4), repeat=3)), device=device).T.reshape(1, 3, 1, 64)
     p = random.normal((1, 30, 1, 1), generator=3).to(device).expand(1, 30, 1, 64)
-    assert abs((-logistic_mixture_nll(x, p, bits=2)).double().exp().sum() - 1) < 1e-5
+    assert abs((-logistic_mixture_nll(x, p, levels=4)).double().exp().sum() - 1) < 1e-5
 
 
-def exact_nll(levels: list[int], p: list[mpmath.mpf], mixtures: int, bits: int) -> mpmath.mpf:
+def exact_nll(levels: list[int], p: list[mpmath.mpf], mixtures: int, count: int) -> mpmath.mpf:
     """The definition, with the difference of the distribution function that the op never takes."""
-    channels, last = len(levels), 2**bits - 1
+    channels, last = len(levels), count - 1
     x = [mpmath.mpf(2 * level) / last - 1 for level in levels]
     sigmoid = lambda v: 1 / (1 + mpmath.exp(-v))  # noqa: E731
     weights = [mpmath.exp(p[k]) for k in range(mixtures)]
@@ -107,14 +106,14 @@ def test_values_and_gradients_by_mpmath(device: str, channels: int) -> None:
         (grad,) = torch.autograd.grad(nll.sum(), p)
         for i in range(6):
             given = [mpmath.mpf(v) for v in p[i].flatten().tolist()]
-            true = float(exact_nll(levels[i].tolist(), given, mixtures, 8))
+            true = float(exact_nll(levels[i].tolist(), given, mixtures, 256))
             assert abs(nll[i].item() - true) <= relative * abs(true) + absolute, (i, nll[i].item(), true)
             largest = grad[i].abs().max().item()
             for n in range(count):
                 if dtype == torch.float64 or n % 3 == 0:
 
                     def along(v: mpmath.mpf, n: int = n, i: int = i, given: list[mpmath.mpf] = given) -> mpmath.mpf:
-                        return exact_nll(levels[i].tolist(), [*given[:n], v, *given[n + 1 :]], mixtures, 8)
+                        return exact_nll(levels[i].tolist(), [*given[:n], v, *given[n + 1 :]], mixtures, 256)
 
                     slope = float(mpmath.diff(along, given[n], h=mpmath.mpf(10) ** -20))
                     found = grad[i].flatten()[n].item()
@@ -274,7 +273,7 @@ def test_samples_are_as_likely_as_told(device: str) -> None:
     chi_square(torch.cat([counts[enough], rare[0]]).cpu(), torch.cat([expected[enough], rare[1]]).cpu())
 
     p = random.normal((1, 12, 1, 1), generator=4).to(device).expand(1, 12, 1, n)
-    options = {"layout": "tfp", "autoregressive": True, "bits": 2}
+    options = {"layout": "tfp", "autoregressive": True, "levels": 4}
     x = logistic_mixture_sample(p, channels=2, generator=5, **options)
     found = ((x + 1) * 1.5).round().long()
     levels = torch.tensor(list(itertools.product(range(4), repeat=2)), device=device).T.reshape(1, 2, 1, 16)
