@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ _WORDS = {"none": None, "true": True, "false": False}
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, Any] | None:
-    """{name: value} of an option's texts, None if there are none. Values are numbers, none, true, false, or text."""
+    """{name: value} of an option's texts, None if there are none.
+
+    Values are numbers, none, true, false, text, or a list of numbers with commas between them.
+    """
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -22,14 +26,13 @@ def pairs(option: str, texts: Sequence[str]) -> dict[str, Any] | None:
     return found or None
 
 
-def _value(text: str) -> int | float | str | bool | None:
+def _value(text: str) -> int | float | str | bool | list[int] | list[float] | None:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            numbers = [kind(part) for part in text.split(",")]
+            return numbers if "," in text else numbers[0]
     return text
 
 

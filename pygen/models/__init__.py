@@ -7,10 +7,12 @@ import os
 import torch
 
 from . import checkpoint
+from .autoregressive import Autoregressive
 from .bayes import classify, outlier_score
 from .flow import Flow
 from .model import Model
-from .pixelcnn import Autoregressive, GatedPixelCNN, PixelCNN
+from .pixelcnn import GatedPixelCNN, PixelCNN
+from .pixelcnnpp import PixelCNNPlusPlus
 from .realnvp import RealNVP, RealNVPFlat
 
 # The names of models on the command line.
@@ -19,6 +21,7 @@ MODELS: dict[str, type[Model]] = {
     "realnvp-flat": RealNVPFlat,
     "pixelcnn": PixelCNN,
     "gated-pixelcnn": GatedPixelCNN,
+    "pixelcnn++": PixelCNNPlusPlus,
 }
 
 
@@ -34,6 +37,7 @@ __all__ = [
     "GatedPixelCNN",
     "Model",
     "PixelCNN",
+    "PixelCNNPlusPlus",
     "RealNVP",
     "RealNVPFlat",
     "classify",

@@ -33,6 +33,7 @@ class Model(nn.Module):
     levels: samples hold integers 0 .. levels - 1; None: real numbers.
     num_classes: labels are 0 .. num_classes - 1; None for a model without labels.
     context_features: width of the context [B, context_features]; 0 for a model without one.
+    context_area: (H, W) if the context is a map [B, context_features, H, W].
     CHUNK: samples are computed by so many at once. It is part of what a seed means: nets round differently in batches
         of different sizes.
     """
@@ -46,6 +47,8 @@ class Model(nn.Module):
         shape: tuple[int, ...],
         num_classes: int | None,
         context_features: int,
+        *,
+        context_area: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_integer("len(shape)", len(shape), 1)
@@ -53,7 +56,7 @@ class Model(nn.Module):
             check_integer("every size in shape", size, 1)
         self.config = config
         self.shape = shape
-        self.condition = Condition(num_classes, context_features)
+        self.condition = Condition(num_classes, context_features, area=context_area)
 
     @property
     def num_classes(self) -> int | None:
@@ -66,6 +69,10 @@ class Model(nn.Module):
     def _log_density(self, v: Tensor, condition: Tensor | None) -> Tensor:
         """log p(v | condition), [B] nats."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> None:
+        """Sets what a model wants to start with from the first data that it is trained on; most want nothing."""
 
     # --- likelihoods -------------------------------------------------------------------------------------------------
 
@@ -233,7 +240,7 @@ class Model(nn.Module):
             raise ValueError(f"expected {name} of shape [{expected}], got {list(x.shape)}")
 
     def _given(self, batch: int, y: Tensor | None, context: Tensor | None) -> Tensor | None:
-        """The condition [B, F] in the model's dtype, or None."""
+        """The condition [B, F], or [B, F, H, W], in the model's dtype, or None."""
         condition: Tensor | None = self.condition(batch, y, context)
         return None if condition is None else condition.to(self._like.dtype)
 

@@ -1,4 +1,4 @@
-"""PixelCNN and its gated form: a product of conditional distributions, one for every pixel and channel."""
+"""PixelCNN and its gated form."""
 
 from __future__ import annotations
 
@@ -8,84 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops, random
+from .. import ops
+from ..nn import CausalHead, MaskedConv2d
 from ..nn._arguments import check_integer
-from ..nn.masked_conv import CausalHead, MaskedConv2d
-from ..ops.random import INTEGERS
-from ..random import Source
-from .model import Model
-
-
-class Autoregressive(Model):
-    """log p(x) = sum over pixels, in raster order, and their channels of log p(x_i | all before it): exact.
-
-    A subclass implements `_features`, from which `head` makes the distribution of each level. `sample` and `complete`
-    run the net once for every pixel and channel, on the rows down to it.
-    """
-
-    CHUNK = 16
-    levels: int
-    head: CausalHead
-
-    def _features(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Levels scaled to [-1, 1] [B, C, H, W] -> [B, F, H, W], which at a pixel depend on those before it, and, in
-        group c of F, on the pixel's channels before c."""
-        raise NotImplementedError
-
-    def _prepare(self, x: Tensor, generator: Source) -> Tensor:
-        self._check_shape("x", x, self.shape)
-        if x.dtype not in INTEGERS:
-            raise TypeError(f"expected x as integer levels 0 .. {self.levels - 1}, got {x.dtype}")
-        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
-            low, high = (int(v) for v in x.aminmax())
-            if low < 0 or high >= self.levels:
-                raise ValueError(f"expected levels in [0, {self.levels}), got {low if low < 0 else high}")
-        return x
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        scaled = x.to(self._like.dtype) * (2 / (self.levels - 1)) - 1
-        return scaled.contiguous(memory_format=torch.channels_last)
-
-    def _log_density(self, v: Tensor, condition: Tensor | None) -> Tensor:
-        nll = self.head.nll(self._features(self._scaled(v), condition), v)
-        return -nll.double().sum((1, 2, 3)).to(nll.dtype)
-
-    def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
-        x = torch.zeros(self.CHUNK, *self.shape, dtype=torch.int64, device=self._like.device)
-        return self._complete(first, x, torch.zeros_like(x, dtype=torch.bool), y, context, seed, temperature)
-
-    def _complete(
-        self,
-        first: int,
-        x: Tensor,
-        known: Tensor,
-        y: Tensor | None,
-        context: Tensor | None,
-        seed: int,
-        temperature: float,
-    ) -> Tensor:
-        condition = self._given(self.CHUNK, y, context)
-        x = self._prepare(x, None).long()
-        channels, height, width = self.shape
-        for row in range(height):
-            if known[:, :, row].all():
-                continue
-            for column in range(width):
-                for channel in range(channels):
-                    h = self._features(self._scaled(x[:, :, : row + 1]), condition)[:, :, row, column]
-                    logits = self.head.logits(h)[:, channel]
-                    place = (row * width + column) * channels + channel
-                    new = _draw(logits, temperature, seed, first, place)
-                    pixel = x[:, channel, row, column]
-                    pixel.copy_(pixel.where(known[:, channel, row, column], new))
-        return x.to(torch.uint8) if self.levels <= 256 else x
-
-
-def _draw(logits: Tensor, temperature: float, seed: int, first: int, place: int) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(1)
-    logits = logits.float() / temperature
-    return random.categorical(logits[:, None], generator=seed, first_sample=first, offset=place)[:, 0]
+from .autoregressive import Autoregressive, check_image
 
 
 class PixelCNN(Autoregressive):
@@ -110,7 +36,8 @@ class PixelCNN(Autoregressive):
         hidden: int = 48,
         blocks: int = 5,
     ) -> None:
-        _check_image(shape, levels, hidden=hidden, blocks=blocks)
+        check_image(shape, levels, hidden=hidden, blocks=blocks)
+        _check_groups(hidden, shape[0])
         config = {
             "shape": list(shape), "levels": levels, "num_classes": num_classes, "context_features": context_features,
             "hidden": hidden, "blocks": blocks,
@@ -158,6 +85,8 @@ class GatedPixelCNN(Autoregressive):
 
     shape: (C, H, W) of an image. levels: images hold integers 0 .. levels - 1.
     num_classes, context_features: see `Model`; they shift the pre-activations of every gate (equation 4).
+    spatial_context: whether the context is a map [B, context_features, H, W], which shifts those at its own place
+        (equation 5), instead of a vector.
     hidden: channels of a stack; a multiple of C. layers: after the first. kernel: their size, odd; the first's is 7.
     dilations: of the layers, by turns.
     """
@@ -169,12 +98,14 @@ class GatedPixelCNN(Autoregressive):
         *,
         num_classes: int | None = None,
         context_features: int = 0,
+        spatial_context: bool = False,
         hidden: int = 48,
         layers: int = 6,
         kernel: int = 3,
         dilations: tuple[int, ...] = (1,),
     ) -> None:
-        _check_image(shape, levels, hidden=hidden, blocks=layers)
+        check_image(shape, levels, hidden=hidden, blocks=layers)
+        _check_groups(hidden, shape[0])
         check_integer("kernel", kernel, 1)
         for dilation in dilations:
             check_integer("dilations", dilation, 1)
@@ -182,20 +113,24 @@ class GatedPixelCNN(Autoregressive):
             raise ValueError(f"expected an odd kernel and some dilations, got kernel={kernel}, dilations={dilations}")
         config = {
             "shape": list(shape), "levels": levels, "num_classes": num_classes, "context_features": context_features,
-            "hidden": hidden, "layers": layers, "kernel": kernel, "dilations": list(dilations),
+            "spatial_context": spatial_context, "hidden": hidden, "layers": layers, "kernel": kernel,
+            "dilations": list(dilations),
         }  # fmt: skip
-        super().__init__(config, tuple(shape), num_classes, context_features)
+        area = (shape[1], shape[2]) if spatial_context else None
+        super().__init__(config, tuple(shape), num_classes, context_features, context_area=area)
         self.levels = levels
         channels = shape[0]
-        features = self.condition.features
-        self.layers = nn.ModuleList([_GatedLayer(channels, hidden, 7, "A", 1, channels, features)])
+        condition = (self.condition.features, spatial_context)
+        self.layers = nn.ModuleList([_GatedLayer(channels, hidden, 7, "A", 1, channels, *condition)])
         for i in range(layers):
             dilation = dilations[i % len(dilations)]
-            self.layers.append(_GatedLayer(hidden, hidden, kernel, "B", dilation, channels, features))
+            self.layers.append(_GatedLayer(hidden, hidden, kernel, "B", dilation, channels, *condition))
         self.last = _conv(hidden, hidden, 1, "B", channels, activation="relu")
         self.head = CausalHead(hidden, channels, levels)
 
     def _features(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        if condition is not None and condition.dim() == 4:
+            condition = condition[:, :, : x.shape[2]].contiguous(memory_format=torch.channels_last)
         vertical, horizontal, total = self.layers[0](x, x, None, condition)
         for layer in self.layers[1:]:
             vertical, horizontal, total = layer(vertical, horizontal, total, condition)
@@ -215,6 +150,7 @@ class _GatedLayer(nn.Module):
         dilation: int,
         channels: int,
         condition_features: int,
+        spatial: bool,
     ) -> None:
         super().__init__()
         above = ops.causal_taps(kernel, stack="vertical", kind=kind)
@@ -224,16 +160,22 @@ class _GatedLayer(nn.Module):
         self.out = _conv(hidden, hidden, 1, "B", channels)
         self.skip = _conv(hidden, hidden, 1, "B", channels)
         self.residual = kind == "B"
-        self.condition = nn.Linear(condition_features, 4 * hidden) if condition_features else None
+        self.spatial = spatial
+        self.condition: nn.Module | None = None
+        if condition_features and spatial:
+            self.condition = MaskedConv2d(condition_features, 4 * hidden, ((0, 0),))
+        elif condition_features:
+            self.condition = nn.Linear(condition_features, 4 * hidden)
 
     def forward(
         self, vertical: Tensor, horizontal: Tensor, total: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        bias_v, bias_h = (None, None) if self.condition is None else self.condition(condition).chunk(2, 1)
+        shifts = (None, None) if self.condition is None else self.condition(condition).chunk(2, 1)
+        bias, plane = ((None, None), shifts) if self.spatial else (shifts, (None, None))
         v = self.vertical(vertical)
-        gate = self.horizontal(horizontal, bias=bias_h, condition=self.link(v))
+        gate = self.horizontal(horizontal, bias=bias[1], condition=self.link(v, residual=plane[1]))
         out = self.out(gate, residual=horizontal if self.residual else None)
-        return ops.gated_activation(v, bias=bias_v), out, self.skip(gate, residual=total)
+        return ops.gated_activation(v, bias=bias[0], condition=plane[0]), out, self.skip(gate, residual=total)
 
 
 def _conv(
@@ -252,13 +194,6 @@ def _conv(
     return MaskedConv2d(inputs, outputs, taps, activation=activation, dilation=dilation, **options)
 
 
-def _check_image(shape: tuple[int, int, int], levels: int, *, hidden: int, blocks: int) -> None:
-    if len(shape) != 3:
-        raise ValueError(f"expected shape as (C, H, W), got {shape}")
-    for size in shape:
-        check_integer("every size in shape", size, 1)
-    check_integer("levels", levels, 2)
-    check_integer("hidden", hidden, 1)
-    check_integer("blocks", blocks, 0)
-    if hidden % shape[0]:
-        raise ValueError(f"expected hidden as a multiple of the {shape[0]} channels, got {hidden}")
+def _check_groups(hidden: int, channels: int) -> None:
+    if hidden % channels:
+        raise ValueError(f"expected hidden as a multiple of the {channels} channels, got {hidden}")

@@ -8,7 +8,8 @@ from .chain import Chain
 from .condition import Condition
 from .coupling import AffineCoupling
 from .dequantize import Logit, dequantize, quantize
-from .masked_conv import CausalHead, MaskedConv2d
+from .heads import CausalHead, MixtureHead
+from .masked_conv import MaskedConv2d, NormalizedConv2d
 from .nets import ResidualNet
 from .normalize import denormalize, normalize
 from .squeeze import Squeeze
@@ -20,6 +21,8 @@ __all__ = [
     "Condition",
     "Logit",
     "MaskedConv2d",
+    "MixtureHead",
+    "NormalizedConv2d",
     "ResidualNet",
     "Squeeze",
     "denormalize",

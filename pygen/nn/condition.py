@@ -11,6 +11,9 @@ from ._arguments import check_integer
 class Condition(nn.Module):
     """One vector [B, features] of a label y [B] and a context [B, context_features]; None where there is neither.
 
+    With `area` (H, W) the context is a map [B, context_features, H, W], and so is what comes of it, the label's part
+    alike at every place.
+
     num_classes: labels are 0 .. num_classes - 1; None for a model without labels.
     context_features: width of the context; 0 for a model without one.
     embedding: width of a label's learned embedding.
@@ -19,7 +22,14 @@ class Condition(nn.Module):
     torch.compile, they make that sample's vector NaN.
     """
 
-    def __init__(self, num_classes: int | None = None, context_features: int = 0, embedding: int = 32) -> None:
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        context_features: int = 0,
+        embedding: int = 32,
+        *,
+        area: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         if num_classes is not None:
             check_integer("num_classes", num_classes, 1)
@@ -27,6 +37,7 @@ class Condition(nn.Module):
         check_integer("embedding", embedding, 1)
         self.num_classes = num_classes
         self.context_features = context_features
+        self.area = () if area is None else area
         self.embedding = None if num_classes is None else nn.Embedding(num_classes, embedding)
         self.features = context_features + (0 if num_classes is None else embedding)
 
@@ -36,10 +47,11 @@ class Condition(nn.Module):
         if self.embedding is not None and y is not None:
             inside = y.clamp(0, self.embedding.num_embeddings - 1)
             label = self.embedding(inside)  # [B, embedding]
-            parts.append(torch.where((y == inside)[:, None], label, torch.nan))
+            label = torch.where((y == inside)[:, None], label, torch.nan)
+            parts.append(label[..., None, None].expand(-1, -1, *self.area) if self.area else label)
         if context is not None:
             parts.append(context)
-        return torch.cat(parts, 1) if parts else None  # [B, features]
+        return torch.cat(parts, 1) if parts else None  # [B, features, *area]
 
     def check(self, batch: int, y: Tensor | None, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Labels as int64 and context, once both are what the model takes."""
@@ -70,7 +82,7 @@ class Condition(nn.Module):
         return y
 
     def _check_context(self, batch: int, context: Tensor | None) -> Tensor:
-        expected = (batch, self.context_features)
+        expected = (batch, self.context_features, *self.area)
         if context is None:
             raise ValueError(f"expected context of shape {expected}, got None")
         if context.shape != expected:

@@ -41,7 +41,14 @@ class Batches:
         for epoch in range(first // len(self.data), (first + share - 1) // len(self.data) + 1):
             start = epoch * len(self.data)
             parts.append(self._order_of(epoch)[max(first - start, 0) : first + share - start])
-        batch = read(self.data, torch.cat(parts))
+        return self._read(torch.cat(parts))
+
+    def first(self) -> tuple[Tensor, ...]:
+        """The first batch, of all processes; no more than there are samples."""
+        return self._read(self._order_of(0)[: self.options.batch_size])
+
+    def _read(self, indices: Tensor) -> tuple[Tensor, ...]:
+        batch = read(self.data, indices)
         return batch if self.labels else batch[:1]
 
     def _order_of(self, epoch: int) -> Tensor:

@@ -32,7 +32,11 @@ def build(name: str, data: Dataset, settings: Mapping[str, Any]) -> Model:
     given = {"shape": data.shape, "levels": data.levels, "features": data.shape[0], "num_classes": classes}
     arguments: dict[str, Any] = {key: value for key, value in given.items() if key in parameters}
     hints = typing.get_type_hints(cls.__init__)
-    known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key != "context_features"]
+    known = [
+        key
+        for key, p in parameters.items()
+        if p.kind is p.KEYWORD_ONLY and key not in ("context_features", "spatial_context")
+    ]
     for key, value in settings.items():
         if key not in known:
             raise ValueError(f"{name} has no setting {key!r}: expected {', '.join(known)}")
@@ -44,6 +48,9 @@ def build(name: str, data: Dataset, settings: Mapping[str, Any]) -> Model:
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
     """The value, once it is of the type that it should be."""
+    if typing.get_origin(hint) is tuple:  # one number or several
+        values = value if isinstance(value, list) else [value]
+        return tuple(_checked(key, each, typing.get_args(hint)[0]) for each in values)
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(value) in kinds:
         return value

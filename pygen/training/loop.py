@@ -21,8 +21,9 @@ class Trainer(Generic[M]):
     """A run of `options.steps` steps. Its state after a step depends on the options, the data and the first weights.
 
     All randomness of a step comes from torch's global streams, which are seeded for that step: nothing of them needs
-    saving. `advance` does a step; `averaged` is the result, in eval mode; `state` and `restore` carry a run over to
-    another process, which then continues it to the same bits (with the same number of threads and processes).
+    saving. `initialize` comes first, then each `advance` does a step; `averaged` is the result, in eval mode; `state`
+    and `restore` carry a run over to another process, which then continues it to the same bits (with the same number of
+    threads and processes).
 
     In a process group (`torchrun`) every process calls the same methods, and takes its part of every batch.
     """
@@ -64,6 +65,11 @@ class Trainer(Generic[M]):
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             loss: Tensor = model(*batch)
         return loss
+
+    def initialize(self) -> None:
+        """Lets the model look at the first batch, whole in every process, before the first step."""
+        self.model.initialize(*[part.to(self.device) for part in self.batches.first()])
+        self.averaged.load_state_dict(self.model.state_dict())
 
     def advance(self) -> Tensor:
         """Does a step and returns its loss, on the device: only reading it waits for the step's end.

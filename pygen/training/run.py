@@ -51,7 +51,8 @@ class Run:
     # --- from the start, or from where it stopped --------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Writes the first state, so that there is one to resume from."""
+        """Initialises the model by data, and writes the first state, so that there is one to resume from."""
+        self.trainer.initialize()
         if ranks.rank() == 0:
             self._write_state()
 

@@ -1,19 +1,19 @@
-"""PixelCNN and its gated form: proper densities, causality, no blind spot, samples and completions."""
+"""PixelCNN, its gated form and PixelCNN++: proper densities, causality, no blind spot, samples and completions."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pygen import models
-from pygen.models import GatedPixelCNN, PixelCNN
-from pygen.models.pixelcnn import Autoregressive
-from pygen.nn import CausalHead
+from pygen import models, ops
+from pygen.models import Autoregressive, GatedPixelCNN, PixelCNN, PixelCNNPlusPlus
+from pygen.nn import CausalHead, NormalizedConv2d
 
 from .test_layers import perturbed
 
@@ -32,7 +32,17 @@ def dilated(shape: tuple[int, int, int], levels: int, **options: int) -> Autoreg
     return perturbed(GatedPixelCNN(shape, levels, hidden=6, layers=3, dilations=(1, 2), **options), 0.3).eval()
 
 
-BUILDS = [plain, gated, dilated]
+def plusplus(shape: tuple[int, int, int], levels: int, **options: int) -> Autoregressive:
+    model = PixelCNNPlusPlus(shape, levels, hidden=6, blocks=1, mixtures=3, **options)
+    model.initialize(
+        torch.randint(levels, (8, *shape)),
+        torch.zeros(8, dtype=torch.int64) if "num_classes" in options else None,
+        context=torch.randn(8, options["context_features"]) if "context_features" in options else None,
+    )
+    return perturbed(model, 0.1).eval()
+
+
+BUILDS = [plain, gated, dilated, plusplus]
 
 
 def images(shape: tuple[int, ...], levels: int) -> Tensor:
@@ -57,31 +67,36 @@ def test_causality(build: Build, channels: int) -> None:
     """What comes later in raster order, or is a later channel, changes nothing: exact zeros."""
     model = build((channels, 6, 5), 8)
     x = torch.randint(8, (1, channels, 6, 5))
+    together = 1 if isinstance(model.head, CausalHead) else channels
 
-    def logits(x: Tensor) -> Tensor:  # [C * H * W in the order of the factors, levels]
+    def distributions(x: Tensor) -> Tensor:  # of the factors in their order, one row each
         h = model._features(model._scaled(x), None)
-        return model.head.logits(h.movedim(1, -1).flatten(0, 2)).flatten(0, 1)
+        if isinstance(model.head, CausalHead):
+            return model.head.logits(h.movedim(1, -1).flatten(0, 2)).flatten(0, 1)
+        return model.head.parameters_of(h).movedim(1, -1).flatten(0, 2)
 
-    before = logits(x)
+    before = distributions(x)
     order = torch.arange(6 * 5 * channels).view(6, 5, channels).permute(2, 0, 1)
     for channel, row, column in itertools.product(range(channels), range(6), range(5)):
-        place = order[channel, row, column]
+        place = order[channel, row, column] // together
         changed = x.clone()
         changed[0, channel, row, column] = (changed[0, channel, row, column] + 3) % 8
-        after = logits(changed)
+        after = distributions(changed)
         assert torch.equal(after[: place + 1], before[: place + 1])
-        if place + 1 < len(before) and column < 4:
+        if place + together < len(before) and column < 4:
             assert not torch.equal(after[place + 1 :], before[place + 1 :])
 
 
-@pytest.mark.parametrize(("build", "blind"), [(plain, True), (gated, False)])
-def test_blind_spot(build: Build, blind: bool) -> None:
+@pytest.mark.parametrize("kind", ["plain", "gated", "plusplus"])
+def test_blind_spot(kind: str) -> None:
     """A mask of 3x3 never looks up and further right than one column a row; two stacks do."""
     torch.manual_seed(0)
-    if blind:
-        model: Autoregressive = PixelCNN((1, 12, 9), 4, hidden=6, blocks=8).double()
-    else:
-        model = GatedPixelCNN((1, 12, 9), 4, hidden=6, layers=8).double()
+    kinds: dict[str, Autoregressive] = {
+        "plain": PixelCNN((1, 12, 9), 4, hidden=6, blocks=8),
+        "gated": GatedPixelCNN((1, 12, 9), 4, hidden=6, layers=8),
+        "plusplus": PixelCNNPlusPlus((1, 12, 9), 4, hidden=6, blocks=2).eval(),
+    }
+    model, blind = kinds[kind].double(), kind == "plain"
     x = torch.randn(1, 1, 12, 9, dtype=torch.float64, requires_grad=True)
     h = model._features(x, None)[0, :, 11, 2].square().sum()
     reached = torch.autograd.grad(h, x)[0][0, 0] != 0
@@ -90,7 +105,7 @@ def test_blind_spot(build: Build, blind: bool) -> None:
     assert not reached[~before].any()
     # 8 layers of 3x3 above one of 7x7 reach 11 rows up, and 11 columns to either side
     assert reached[1:11].all() != blind
-    assert reached[before].sum() < before.sum() if blind else reached[before][9:].all()
+    assert reached[before].sum() < before.sum() if blind else reached[before][9 if kind == "gated" else 0 :].all()
 
 
 @pytest.mark.parametrize("build", BUILDS)
@@ -103,7 +118,7 @@ def test_samples_and_completions(build: Build) -> None:
     assert x.max() < 5
     assert torch.equal(model.sample(2, y[3:], generator=7, first_sample=3), x[3:])
     known = torch.zeros(3, 3, 4, dtype=torch.bool)
-    known[:, :2] = True
+    known[:, :2] = True  # rows
     assert torch.equal(model.complete(x, known, y, generator=7), x)  # the same numbers draw the rest
     other = model.complete(x, known, y, generator=8)
     assert torch.equal(other[:, :, :2], x[:, :, :2])
@@ -131,6 +146,85 @@ def test_checkpoint(build: Build, tmp_path: Path) -> None:
     assert torch.equal(loaded.log_prob(x, context=context), model.log_prob(x, context=context))
 
 
+def test_published_size() -> None:
+    with torch.device("meta"):
+        model = PixelCNNPlusPlus((3, 32, 32))
+    assert sum(p.numel() for p in model.parameters()) == 53_659_080  # "53.6 million" in the paper's table
+
+
+def test_initialization_by_data() -> None:
+    """Every convolution makes numbers of mean 0 and standard deviation 1, or 0.1 in front of a gate."""
+    torch.manual_seed(0)
+    model = PixelCNNPlusPlus((3, 9, 6), 256, hidden=8, blocks=1, num_classes=2).double()
+    x, y = torch.randint(256, (16, 3, 9, 6)), torch.randint(2, (16,))
+    model.initialize(x, y)
+    assert model.training
+    seen = 0
+
+    def check(layer: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], _: Tensor) -> None:
+        nonlocal seen
+        assert isinstance(layer, NormalizedConv2d)
+        options = {**layer.options, "activation": None, "output_size": kwargs.get("output_size")}
+        made = ops.masked_conv2d(args[0], layer.weight, layer.bias, taps=layer.taps, **options)
+        variance, mean = torch.var_mean(made, (0, 2, 3), correction=0)
+        assert mean.abs().max() < 1e-6
+        assert torch.allclose(variance.sqrt(), torch.full_like(variance, layer.init_scale), atol=1e-4)
+        seen += 1
+
+    for layer in model.modules():
+        if isinstance(layer, NormalizedConv2d):
+            layer.register_forward_hook(check, with_kwargs=True)
+    model.eval().log_prob(x, y)
+    assert seen == 3 + 3 * 5 + 4 + 5 * 6 + 4 + 1
+    model.initialize(torch.zeros_like(x), y)  # constant channels
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_normalized_weights_from_dense() -> None:
+    layer = NormalizedConv2d(3, 4, ops.causal_taps(3))
+    dense = torch.randn(4, 3, 3, 3)
+    layer.from_dense(dense)
+    assert torch.allclose(layer.weight, ops.weight_from_dense(dense, layer.taps), atol=1e-6)
+    assert torch.allclose(layer.to_dense(3), ops.weight_to_dense(layer.weight, layer.taps, 3))
+
+
+def test_dropout_is_of_training_alone() -> None:
+    model = PixelCNNPlusPlus((1, 4, 4), 4, hidden=6, blocks=1)
+    x = torch.randint(4, (2, 1, 4, 4))
+    model.initialize(x)
+    torch.manual_seed(0)
+    first = model.train()(x)
+    assert not torch.equal(model(x), first)
+    torch.manual_seed(0)
+    assert torch.equal(model(x), first)
+    assert torch.equal(model.eval()(x), model(x))
+
+
+def test_spatial_context() -> None:
+    """Alike everywhere it is a vector; at a place it shifts what is in its row and below."""
+    maps = perturbed(GatedPixelCNN((1, 5, 4), 4, context_features=2, spatial_context=True, hidden=6, layers=2), 0.3)
+    vectors = GatedPixelCNN((1, 5, 4), 4, context_features=2, hidden=6, layers=2)
+    state = {
+        name: tensor[0].T if name.endswith("condition.weight") else tensor for name, tensor in maps.state_dict().items()
+    }
+    vectors.double().load_state_dict(state)
+    x, context = torch.randint(4, (3, 1, 5, 4)), torch.randn(3, 2).double()
+    everywhere = context[..., None, None].expand(-1, -1, 5, 4)
+    expected = vectors.log_prob(x, context=context)
+    assert torch.allclose(maps.log_prob(x, context=everywhere), expected)
+    here = everywhere.clone()
+    here[:, :, 2, 1] += 1
+    nll = [maps.head.nll(maps._features(maps._scaled(x), c), x).flatten(1) for c in (everywhere, here)]
+    assert torch.equal(nll[0][:, : 2 * 4], nll[1][:, : 2 * 4])
+    assert not torch.equal(nll[0][:, 2 * 4 + 1], nll[1][:, 2 * 4 + 1])
+    drawn = maps.sample(3, generator=0, context=everywhere)
+    assert torch.equal(drawn[2:], maps.sample(1, generator=0, context=everywhere[2:], first_sample=2))
+    labelled = GatedPixelCNN((1, 5, 4), 4, num_classes=3, context_features=2, spatial_context=True, hidden=6, layers=1)
+    assert labelled.log_prob(x, torch.tensor([0, 1, 2]), context=here.float()).shape == (3,)
+    with pytest.raises(ValueError, match=r"context of shape \(3, 2, 5, 4\), got \(3, 2\)"):
+        maps.log_prob(x, context=context)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="multiple of the 3 channels, got 8"):
         PixelCNN((3, 4, 4), hidden=8)
@@ -144,6 +238,16 @@ def test_errors() -> None:
         GatedPixelCNN((1, 4, 4), dilations=(1, 0))
     with pytest.raises(ValueError, match="multiple of the 3 channels, got 8"):
         CausalHead(8, 3, 4)
+    with pytest.raises(ValueError, match=r"dropout in \[0, 1\), got 1"):
+        PixelCNNPlusPlus((1, 4, 4), dropout=1)
+    with pytest.raises(ValueError, match="mixtures >= 1, got 0"):
+        PixelCNNPlusPlus((1, 4, 4), mixtures=0)
+    with pytest.raises(ValueError, match="levels <= 65536, got 65537"):
+        PixelCNNPlusPlus((1, 4, 4), 65537)
+    green = torch.zeros(3, 4, 4, dtype=torch.bool)
+    green[1] = True
+    with pytest.raises(ValueError, match="same for all channels"):
+        plusplus((3, 4, 4), 4).complete(torch.zeros(1, 3, 4, 4, dtype=torch.int64), green)
     model = gated((1, 4, 4), 3)
     whole = torch.ones(1, 4, 4, dtype=torch.bool)
     for call in (model.log_prob, lambda x: model.complete(x, whole)):
