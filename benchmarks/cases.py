@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # files of this package that hold `CASES`
-OPS = ("coupling", "random", "frechet", "masked_conv", "gates", "heads", "logistic_mixture")
+OPS = ("coupling", "random", "frechet", "masked_conv", "gates", "heads", "logistic_mixture", "pixelcnn")
 
 MODES = ("fwd", "bwd", "full", "call")
 

@@ -17,7 +17,7 @@ from ..models import Autoregressive, GatedPixelCNN, PixelCNN, outlier_score
 from ..training import Options
 from .fit import fit
 
-STEPS = 600
+STEPS = 400
 
 
 def run(out: Path, seed: int, steps: int | None, console: Console) -> None:

@@ -209,7 +209,12 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path: Path, images: str) -> N
 @pytest.mark.parametrize(
     ("model", "spec", "settings", "message"),
     [
-        ("glow", "images", {}, "expected a model: realnvp, realnvp-flat, pixelcnn or gated-pixelcnn; got 'glow'"),
+        (
+            "glow",
+            "images",
+            {},
+            r"expected a model: realnvp, realnvp-flat, pixelcnn, gated-pixelcnn or pixelcnn\+\+; got 'glow'",
+        ),
         ("realnvp", "moons", {}, "realnvp models integer levels; the data is Toy"),
         ("realnvp-flat", "images", {}, "realnvp-flat models vectors of real numbers; the data is Arrays"),
         ("realnvp", "images", {"width": 3}, "realnvp has no setting 'width': expected num_classes, scales, hidden"),
@@ -217,6 +222,8 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path: Path, images: str) -> N
         ("realnvp", "images", {"hidden": "many"}, "expected hidden as an integer, got 'many'"),
         ("realnvp", "images", {"hidden": 2.5}, "expected hidden as an integer, got 2.5"),
         ("realnvp", "images", {"hidden": True}, "expected hidden as an integer, got True"),
+        ("gated-pixelcnn", "images", {"dilations": [1, 2.5]}, "expected dilations as an integer, got 2.5"),
+        ("gated-pixelcnn", "images", {"spatial_context": True}, "gated-pixelcnn has no setting 'spatial_context'"),
         ("realnvp", "images", {"dropout": "x"}, "expected dropout as a number, got 'x'"),
         ("realnvp", "images", {"scales": "x"}, "expected scales as an integer or none, got 'x'"),
         ("realnvp", "images", {"scales": 9}, "expected height and width divisible"),
@@ -238,6 +245,9 @@ def test_settings_reach_the_model(images: str) -> None:
         "hidden": 5, "dropout": 0.0, "alpha": 0.1,
     }  # fmt: skip
     assert (model.config["levels"], model.num_classes, model.shape) == (256, 3, (1, 4, 4))
+    for given, meant in (([1, 2], [1, 2]), (2, [2])):
+        gated = build("gated-pixelcnn", data.load(images), {"hidden": 4, "layers": 1, "dilations": given})
+        assert gated.config["dilations"] == meant
 
 
 def test_the_lock_is_the_processes(tmp_path: Path) -> None:
