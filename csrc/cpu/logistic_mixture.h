@@ -81,88 +81,42 @@ bool read_levels(const MixtureNllArgs& a, int64_t at, int64_t pixels, const Leve
   return false;
 }
 
-// --- vectors of two components ---------------------------------------------------------------------------------------
+// --- one channel under one component ---------------------------------------------------------------------------------
 
-// Each operation is two that do not wait for each other: the chains below are longer than what a processor looks ahead.
+enum class Method { kFine, kCoarse, kOpenai };
+
+// A term is computed in two steps, the first one for all components before the second: a chain of operations as long as
+// both would leave most of a core idle, which does not look far enough ahead to begin the next component's.
+
+// What the exponentials are of, and they, in memory from one step to the other.
 template <class T>
-struct Pair {
-  using V = Vec<T>;
-  V v[2];
-
-  Pair() = default;
-  PYGEN_INLINE Pair(const V& both) : v{both, both} {}
-  PYGEN_INLINE Pair(const V& one, const V& other) : v{one, other} {}
-
-  PYGEN_INLINE Pair neg() const { return {v[0].neg(), v[1].neg()}; }
-  PYGEN_INLINE Pair abs() const { return {v[0].abs(), v[1].abs()}; }
-  friend PYGEN_INLINE Pair operator+(const Pair& a, const Pair& b) { return {a.v[0] + b.v[0], a.v[1] + b.v[1]}; }
-  friend PYGEN_INLINE Pair operator-(const Pair& a, const Pair& b) { return {a.v[0] - b.v[0], a.v[1] - b.v[1]}; }
-  friend PYGEN_INLINE Pair operator*(const Pair& a, const Pair& b) { return {a.v[0] * b.v[0], a.v[1] * b.v[1]}; }
-  friend PYGEN_INLINE Pair operator/(const Pair& a, const Pair& b) { return {a.v[0] / b.v[0], a.v[1] / b.v[1]}; }
+struct Ends {
+  Vec<T> q, a, b, ea, eb;  // 1 / scale; a, b; e^-|a|, e^-|b|
+  Vec<T> narrow, width;    // e^-delta, 1 - e^-delta; the fine method's of delta / 2
+  Vec<T> middle, em;       // m = q (x - mean), e^-|m|
 };
-
-template <class T>
-struct PairMask {
-  decltype(less(Vec<T>(0), Vec<T>(0))) m[2];
-};
-
-template <class T>
-PYGEN_INLINE PairMask<T> less(const Pair<T>& a, const Pair<T>& b) {
-  return {{less(a.v[0], b.v[0]), less(a.v[1], b.v[1])}};
-}
-template <class T>
-PYGEN_INLINE Pair<T> select(const PairMask<T>& mask, const Pair<T>& yes, const Pair<T>& no) {
-  return {select(mask.m[0], yes.v[0], no.v[0]), select(mask.m[1], yes.v[1], no.v[1])};
-}
-template <class T>
-PYGEN_INLINE Pair<T> at_least(const Pair<T>& x, T bound) {
-  return {at::vec::clamp_min(x.v[0], Vec<T>(bound)), at::vec::clamp_min(x.v[1], Vec<T>(bound))};
-}
-template <class T>
-PYGEN_INLINE Pair<T> at_most_zero(const Pair<T>& x) {
-  return {at::vec::clamp_max(x.v[0], Vec<T>(0)), at::vec::clamp_max(x.v[1], Vec<T>(0))};
-}
-template <class T>
-PYGEN_INLINE Pair<T> exp_normal(const Pair<T>& x) {
-  return {exp_normal(x.v[0]), exp_normal(x.v[1])};
-}
-template <class T>
-PYGEN_INLINE Pair<T> log_normal(const Pair<T>& x) {
-  return {log_normal(x.v[0]), log_normal(x.v[1])};
-}
-template <class T>
-PYGEN_INLINE void exp_complement(const Pair<T>& x, Pair<T>& power, Pair<T>& complement) {
-  exp_complement(x.v[0], power.v[0], complement.v[0]);
-  exp_complement(x.v[1], power.v[1], complement.v[1]);
-}
-
-template <class T>
-PYGEN_INLINE Pair<T> tanh(const Pair<T>& x) {
-  return {tanh(x.v[0]), tanh(x.v[1])};
-}
-
-// --- one channel under two components --------------------------------------------------------------------------------
 
 // P(x) = factor e^offset, and the derivatives of log P(x). Three factors do not underflow.
 template <class T>
 struct Term {
-  Pair<T> factor, offset, mean, log_scale;
+  Vec<T> factor, offset, mean, log_scale;
 };
 
 // What selects a lane in an outer bin, if some may be. NaN is in none.
 template <bool kOuter, class T>
 struct Bins {
-  using Mask = decltype(less(Vec<T>(0), Vec<T>(0)));
+  using V = Vec<T>;
+  using Mask = decltype(less(V(0), V(0)));
   Mask first, last;
 
-  PYGEN_INLINE Bins(const T* level, const Vec<T>& last_level) {
+  PYGEN_INLINE Bins(const T* level, const V& last_level) {
     if constexpr (kOuter) {
-      const Vec<T> l = Vec<T>::loadu(level), half(T(0.5));
+      const V l = V::loadu(level), half(T(0.5));
       first = less(l, half), last = less(last_level - half, l);
     }
   }
-  PYGEN_INLINE Pair<T> pick(const Pair<T>& in_first, const Pair<T>& in_last, const Pair<T>& inside) const {
-    if constexpr (kOuter) return select({{first, first}}, in_first, select({{last, last}}, in_last, inside));
+  PYGEN_INLINE V pick(const V& in_first, const V& in_last, const V& inside) const {
+    if constexpr (kOuter) return select(first, in_first, select(last, in_last, inside));
     return inside;
   }
 };
@@ -172,41 +126,50 @@ template <class T>
 constexpr T kWide = sizeof(T) == 4 ? T(12) : T(60);
 
 template <class T>
-PYGEN_INLINE Pair<T> inverse_scale(const Pair<T>& log_scale) {
-  return exp_normal(at_least(log_scale.neg(), T(-60)));
+PYGEN_INLINE Vec<T> at_most_zero(const Vec<T>& x) {
+  return at::vec::clamp_max(x, Vec<T>(0));
+}
+
+template <class T>
+PYGEN_INLINE Vec<T> inverse_scale(const Vec<T>& log_scale) {
+  return exp_normal(at::vec::clamp_min(log_scale.neg(), Vec<T>(T(-60))));
+}
+
+template <class T>
+PYGEN_INLINE void coarse_ends(const Vec<T>& centred, const Vec<T>& log_scale, const Vec<T>& half, Ends<T>& e) {
+  const Vec<T> q = inverse_scale(log_scale), a = q * (centred + half), b = q * (centred - half);
+  e.q = q, e.a = a, e.b = b, e.middle = q * centred;
+  e.ea = exp_normal(a.abs().neg()), e.eb = exp_normal(b.abs().neg());
+  exp_complement(q * (half + half), e.narrow, e.width);
 }
 
 // With q = 1 / scale, a = q (x - mean + half) and b = a - delta at the ends of the bin of x:
 //   P = sigmoid(a) sigmoid(-b) (1 - e^-delta), without the factors that an outer bin lacks,
 // and sigmoid(v) = e^min(v, 0) / (1 + e^-|v|).
 template <bool kOpenai, bool kSlope, bool kOuter, class T>
-PYGEN_INLINE Term<T> coarse_term(const Pair<T>& centred, const Pair<T>& log_scale, const Bins<kOuter, T>& bins,
-                                 const Pair<T>& half) {
-  using V = Pair<T>;
-  const V zero(Vec<T>(0)), one(Vec<T>(1)), q = inverse_scale(log_scale);
-  const V a = q * (centred + half), b = q * (centred - half), delta = q * (half + half);
-  const V ea = exp_normal(a.abs().neg()), eb = exp_normal(b.abs().neg());
-  V narrow, width;  // e^-delta, 1 - e^-delta
-  exp_complement(delta, narrow, width);
+PYGEN_INLINE Term<T> coarse_term(const Ends<T>& e, const Vec<T>& log_scale, const Bins<kOuter, T>& bins,
+                                 const Vec<T>& half) {
+  using V = Vec<T>;
+  const V zero(0), one(1), &q = e.q, &a = e.a, &b = e.b, &ea = e.ea, &eb = e.eb, delta = q * (half + half);
   const V top = one + ea, bottom = one + eb, r = one / (top * bottom), ra = r * bottom, rb = r * top;
   const V above = at_most_zero(a), below = at_most_zero(b.neg());
   const V left = select(less(zero, a), ea * ra, ra), right = select(less(zero, b), rb, eb * rb);  // sigmoid(-a), (b)
   const V shift = bins.pick(left.neg(), right, right - left);
   const V tilt = bins.pick((a * left).neg(), b * right, b * right - a * left);
-  const V rest = delta * narrow / width;
+  const V rest = delta * e.narrow / e.width;
   Term<T> out;
   if constexpr (!kOpenai) {
-    const auto wide = less(V(Vec<T>(kWide<T>)), log_scale);
-    out.factor = bins.pick(ra, rb, r * select(wide, (half + half) - half * delta, width));
+    const auto wide = less(V(kWide<T>), log_scale);
+    out.factor = bins.pick(ra, rb, r * select(wide, (half + half) - half * delta, e.width));
     out.offset = bins.pick(above, below, above + below - select(wide, log_scale, zero));
     if constexpr (kSlope) {
       out.mean = q * shift;
       out.log_scale = tilt - bins.pick(zero, zero, rest);
     }
   } else {
-    const V mass = select(less(zero, a), ra, ea * ra) - right, middle = q * centred;
+    const V mass = select(less(zero, a), ra, ea * ra) - right, &middle = e.middle;
     const V em = exp_normal(middle.abs().neg()), rm = one / (one + em);
-    const auto likely = less(V(Vec<T>(T(1e-5))), mass);
+    const auto likely = less(V(T(1e-5)), mass);
     out.factor = bins.pick(ra, rb, select(likely, mass, (half + half) * rm * rm));
     out.offset = bins.pick(above, below, select(likely, zero, (log_scale + middle.abs()).neg()));
     if constexpr (kSlope) {
@@ -218,20 +181,25 @@ PYGEN_INLINE Term<T> coarse_term(const Pair<T>& centred, const Pair<T>& log_scal
   return out;
 }
 
+template <class T>
+PYGEN_INLINE void fine_ends(const Vec<T>& centred, const Vec<T>& log_scale, const Vec<T>& half, Ends<T>& e) {
+  const Vec<T> q = inverse_scale(log_scale), m = q * centred;
+  e.q = q, e.middle = m;
+  e.em = exp_normal(m.abs().neg());
+  exp_complement(q * half, e.narrow, e.width);
+}
+
 // The same from m = q (x - mean) and h = q half, with an exponential less. With t = e^-|m| and s = e^-h
 //   sigmoid(|m| + h) = 1 / (1 + t s), sigmoid(h - |m|) = t / (t + s), 1 - e^-delta = 1 - s^2.
 // For bins so fine that h, of the narrowest scale too, is below 5: the difference of m and h is what counts.
 template <bool kSlope, bool kOuter, class T>
-PYGEN_INLINE Term<T> fine_term(const Pair<T>& centred, const Pair<T>& log_scale, const Bins<kOuter, T>& bins,
-                               const Pair<T>& half) {
-  using V = Pair<T>;
-  const V zero(Vec<T>(0)), one(Vec<T>(1)), q = inverse_scale(log_scale), m = q * centred, h = q * half, depth = m.abs();
-  const V t = exp_normal(depth.neg());
-  V s, complement;
-  exp_complement(h, s, complement);
-  const V width = complement * (one + s), ts = t * s, near = one + ts, far = t + s, both = near * far;
+PYGEN_INLINE Term<T> fine_term(const Ends<T>& e, const Vec<T>& log_scale, const Bins<kOuter, T>& bins,
+                               const Vec<T>& half) {
+  using V = Vec<T>;
+  const V zero(0), one(1), &q = e.q, &m = e.middle, &t = e.em, &s = e.narrow, h = q * half, depth = m.abs();
+  const V width = e.width * (one + s), ts = t * s, near = one + ts, far = t + s, both = near * far;
   const V z = one / (both * width), r = z * width;
-  const auto wide = less(V(Vec<T>(kWide<T>)), log_scale), negative = less(m, zero);
+  const auto wide = less(V(kWide<T>), log_scale), negative = less(m, zero);
   Term<T> out;
   out.factor = r * bins.pick(select(negative, near, far), select(negative, far, near),
                              select(wide, (half + half) * (one - h), width));
@@ -248,13 +216,18 @@ PYGEN_INLINE Term<T> fine_term(const Pair<T>& centred, const Pair<T>& log_scale,
 
 // --- pixels ----------------------------------------------------------------------------------------------------------
 
-enum class Method { kFine, kCoarse, kOpenai };
+// What a block needs for each of its components beside the parameters.
+template <class T>
+struct Components {
+  T *weights, *products;  // [mixtures][lanes]
+  Ends<T>* ends;          // [mixtures]
+};
 
 // nll of a block of pixels, and in `slope` its derivative by all parameters; both [parameters][lanes]. Without a
-// derivative `slope` holds log P of the components. weights: [mixtures][lanes].
+// derivative `slope` is scratch.
 template <Method kMethod, bool kSlope, class T>
 inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T* __restrict p, T* __restrict slope,
-                        T* __restrict weights) {
+                        const Components<T>& of) {
   using V = Vec<T>;
   using at::vec::fmadd;
   constexpr int64_t kLanes = V::size();
@@ -262,68 +235,77 @@ inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T*
     return (places.first + places.channel * c + places.mixture * k) * kLanes;
   };
   const auto get = [](const T* from) { return V::loadu(from); };
-  const int64_t channels = args.channels, mixtures = args.mixtures;
+  const int64_t channels = args.channels, mixtures = args.mixtures, pairs = channels * (channels - 1) / 2;
   const V last(T(args.last)), half(T(1) / T(args.last)), zero(0), infinity(std::numeric_limits<T>::infinity());
+  const auto log_scale_of = [&](int64_t c, int64_t k) {
+    return at::vec::clamp_min(get(p + at(args.log_scales, c, k)), V(T(kLowestLogScale)));
+  };
 
   V top = get(p);
   for (int64_t k = 1; k < mixtures; ++k) top = at::vec::maximum(top, get(p + k * kLanes));
-  V total(0), best = infinity.neg();
-  for (int64_t k = 0; k < mixtures; k += 2) {
-    const int64_t other = std::min(k + 1, mixtures - 1);  // of an odd number the last one is paired with itself
-    const auto load = [&](const MixturePlaces& places, int64_t c) {
-      return Pair<T>(get(p + at(places, c, k)), get(p + at(places, c, other)));
-    };
-    const auto store = [&](const Pair<T>& value, const MixturePlaces& places, int64_t c) {
-      value.v[0].store(slope + at(places, c, k));
-      value.v[1].store(slope + at(places, c, other));
-    };
-    const MixturePlaces first{0, 0, 1};
-    const Pair<T> logit = load(first, 0) - Pair<T>(top), weight = exp_normal(logit);
-    weight.v[0].store(weights + k * kLanes);
-    weight.v[1].store(weights + other * kLanes);
-    Pair<T> log_p = logit, product(V(1));
-    for (int64_t c = 0, n = 0; c < channels; ++c) {
-      Pair<T> centred = (Pair<T>(get(x.high + c * kLanes)) - load(args.means, c)) + Pair<T>(get(x.low + c * kLanes));
-      for (int64_t j = 0; args.autoregressive && j < c; ++j, ++n) {
-        const Pair<T> t = tanh(load(args.coefficients, n));
-        if constexpr (kSlope) store(t, args.coefficients, n);
-        const V value = get(x.high + j * kLanes);
-        centred = {fmadd(t.v[0].neg(), value, centred.v[0]), fmadd(t.v[1].neg(), value, centred.v[1])};
+  V total(0);
+  T* const log_p = slope;  // of the components, in the logits' place
+  for (int64_t k = 0; k < mixtures; ++k) {
+    const V logit = get(p + k * kLanes) - top, weight = exp_normal(logit);
+    logit.store(log_p + k * kLanes);
+    weight.store(of.weights + k * kLanes);
+    total = total + weight;
+  }
+  for (int64_t n = 0; args.autoregressive && n < pairs; ++n) {
+    for (int64_t k = 0; k < mixtures; ++k) {
+      const int64_t place = at(args.coefficients, n, k);
+      tanh(get(p + place)).store(slope + place);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const V high = get(x.high + c * kLanes), low = get(x.low + c * kLanes);
+    for (int64_t k = 0; k < mixtures; ++k) {
+      V centred = (high - get(p + at(args.means, c, k))) + low;
+      for (int64_t j = 0; args.autoregressive && j < c; ++j) {
+        const V t = get(slope + at(args.coefficients, c * (c - 1) / 2 + j, k));
+        centred = fmadd(t.neg(), get(x.high + j * kLanes), centred);
       }
-      const Pair<T> log_scale = at_least(load(args.log_scales, c), T(kLowestLogScale));
-      const auto add = [&](const auto& bins) {
-        Term<T> term;
-        if constexpr (kMethod == Method::kFine) {
-          term = fine_term<kSlope>(centred, log_scale, bins, Pair<T>(half));
-        } else {
-          term = coarse_term<kMethod == Method::kOpenai, kSlope>(centred, log_scale, bins, Pair<T>(half));
-        }
-        product = product * term.factor;
-        log_p = log_p + term.offset;
-        if constexpr (kSlope) {
-          store(term.mean, args.means, c);
-          store(term.log_scale, args.log_scales, c);
-        }
-      };
-      if (x.outer[c]) {
-        add(Bins<true, T>(x.level + c * kLanes, last));
+      if constexpr (kMethod == Method::kFine) {
+        fine_ends(centred, log_scale_of(c, k), half, of.ends[k]);
       } else {
-        add(Bins<false, T>(x.level, last));
-      }
-      if (c % 3 == 2 || c == channels - 1) {
-        log_p = log_p + log_normal(product);
-        product = V(1);
+        coarse_ends(centred, log_scale_of(c, k), half, of.ends[k]);
       }
     }
-    store(log_p, first, 0);
-    best = at::vec::maximum(best, at::vec::maximum(log_p.v[0], log_p.v[1]));
-    total = total + weight.v[0];
-    if (other != k) total = total + weight.v[1];
+    const auto add = [&](const auto& bins) {
+      for (int64_t k = 0; k < mixtures; ++k) {
+        T *const product = of.products + k * kLanes, *const sum = log_p + k * kLanes;
+        Term<T> term;
+        if constexpr (kMethod == Method::kFine) {
+          term = fine_term<kSlope>(of.ends[k], log_scale_of(c, k), bins, half);
+        } else {
+          term = coarse_term<kMethod == Method::kOpenai, kSlope>(of.ends[k], log_scale_of(c, k), bins, half);
+        }
+        (c % 3 ? get(product) * term.factor : term.factor).store(product);
+        (get(sum) + term.offset).store(sum);
+        if constexpr (kSlope) {
+          term.mean.store(slope + at(args.means, c, k));
+          term.log_scale.store(slope + at(args.log_scales, c, k));
+        }
+      }
+    };
+    if (x.outer[c]) {
+      add(Bins<true, T>(x.level + c * kLanes, last));
+    } else {
+      add(Bins<false, T>(x.level, last));
+    }
+    if (c % 3 == 2 || c == channels - 1) {
+      for (int64_t k = 0; k < mixtures; ++k) {
+        T* const sum = log_p + k * kLanes;
+        (get(sum) + log_normal(get(of.products + k * kLanes))).store(sum);
+      }
+    }
   }
+  V best = infinity.neg();
+  for (int64_t k = 0; k < mixtures; ++k) best = at::vec::maximum(best, get(log_p + k * kLanes));
   const V base = at::vec::maximum(best, V(std::numeric_limits<T>::lowest()));  // of components none of which can be
   V sum(0);
   for (int64_t k = 0; k < mixtures; ++k) {
-    const V e = exp_normal(get(slope + k * kLanes) - base);
+    const V e = exp_normal(get(log_p + k * kLanes) - base);
     e.store(slope + k * kLanes);
     sum = sum + e;
   }
@@ -331,7 +313,7 @@ inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T*
     const V share_of = V(1) / sum, part_of = V(1) / total, least(std::nextafter(T(kLowestLogScale), T(-8)));
     for (int64_t k = 0; k < mixtures; ++k) {
       const V minus = get(slope + k * kLanes).neg() * share_of;
-      fmadd(get(weights + k * kLanes), part_of, minus).store(slope + k * kLanes);
+      fmadd(get(of.weights + k * kLanes), part_of, minus).store(slope + k * kLanes);
       for (int64_t c = 0, n = 0; c < channels; ++c) {
         const V mean = get(slope + at(args.means, c, k)) * minus;
         mean.store(slope + at(args.means, c, k));
@@ -354,12 +336,14 @@ bool mixture_nll(const MixtureNllArgs& args, int64_t begin, int64_t end) {
   using T = Arithmetic<S>;
   constexpr int64_t kLanes = Vec<T>::size();
   const int64_t channels = args.channels, parameters = args.parameters;
-  Scratch<T> scratch((3 * channels + 2 * parameters + args.mixtures) * kLanes);
+  Scratch<T> scratch((3 * channels + 2 * parameters + 2 * args.mixtures) * kLanes);
+  Scratch<Ends<T>> ends(args.mixtures);
   Scratch<bool> outer(channels);
   T* const x = scratch;
   const Levels<T> levels{x, x + channels * kLanes, x + 2 * channels * kLanes, outer};
   T *const p = x + 3 * channels * kLanes, *const slope = p + parameters * kLanes;
   T* const weights = slope + parameters * kLanes;
+  const Components<T> components{weights, weights + args.mixtures * kLanes, ends};
   const Lanes<T, S> lanes(parameters, args.p_at);
   const auto block = [&] {
     const auto either = [&](auto with, auto without) { return args.slope ? with : without; };
@@ -374,7 +358,8 @@ bool mixture_nll(const MixtureNllArgs& args, int64_t begin, int64_t end) {
     lanes.load(static_cast<const S*>(args.p) + at, pixels, p);
     lanes.template prefetch<false>(static_cast<const S*>(args.p) + at);
     if (args.slope) lanes.template prefetch<true>(static_cast<const S*>(args.slope) + at);
-    block(args, levels, p, slope, weights).store(static_cast<T*>(args.nll) + sample * args.area + pixel, int(pixels));
+    block(args, levels, p, slope, components)
+        .store(static_cast<T*>(args.nll) + sample * args.area + pixel, int(pixels));
     if (args.slope) lanes.store(static_cast<S*>(args.slope) + at, pixels, slope);
   });
   return fine;
