@@ -23,28 +23,26 @@ template <class T, class X>
 bool read_levels_of(const MixtureNllArgs& a, const X* x, int64_t pixels, const Levels<T>& out) {
   constexpr int64_t kLanes = Vec<T>::size();
   const double last = double(a.last);
-  bool fine = true;
+  int wrong = 0;
   for (int64_t c = 0; c < a.channels; ++c) {
-    T *level = out.level + c * kLanes, *high = out.high + c * kLanes, *low = out.low + c * kLanes;
-    bool outer = false;
+    double level[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
       const X value = x[c * a.x_at.channel + std::min(i, pixels - 1) * a.x_at.pixel];
-      double l;
-      if constexpr (std::is_integral_v<X>) {
-        l = double(value);
-      } else {
-        l = std::nearbyint((double(value) + 1.0) * (0.5 * last));
-      }
-      fine &= !(l < 0.0) && !(l > last);
-      outer |= !(l > 0.0) || !(l < last);
-      const double exact = (2.0 * l - last) / last;
-      level[i] = T(l);
-      high[i] = T(exact);
-      low[i] = T(exact - double(high[i]));
+      level[i] = std::is_integral_v<X> ? double(value) : std::nearbyint((double(value) + 1.0) * (0.5 * last));
     }
-    out.outer[c] = outer;
+    T *const levels = out.level + c * kLanes, *const high = out.high + c * kLanes, *const low = out.low + c * kLanes;
+    int outer = 0;
+    for (int64_t i = 0; i < kLanes; ++i) {  // apart from the conversions: as vectors
+      const double l = level[i], exact = (2.0 * l - last) / last;
+      wrong |= int(l < 0.0) | int(l > last);
+      outer |= int(!(l > 0.0)) | int(!(l < last));
+      levels[i] = T(l);
+      high[i] = T(exact);
+      low[i] = T(exact - double(T(exact)));
+    }
+    out.outer[c] = outer != 0;
   }
-  return fine;
+  return wrong == 0;
 }
 
 // False: one is out of range. NaN is none.
