@@ -18,26 +18,11 @@ from torch.func import functional_call
 from .. import backends
 from ..models import Autoregressive, GatedPixelCNN, PixelCNNPlusPlus
 from ..nn import CausalHead, MaskedConv2d
-from ..ops import weight_to_dense
-from ..reference.masked_conv import group_of
+from ..ops import channel_links, weight_to_dense
 from .cases import Case, Function, Inputs, Problem, Tensors, Work
 from .logistic_mixture import exact, likelihood
 
 # --- eager: convolutions ----------------------------------------------------------------------------------------------
-
-
-def channel_mask(layer: MaskedConv2d) -> Tensor | None:
-    """[Cout, Cin], at tap (0, 0)."""
-    options = layer.options
-    if "channel_mask" not in options:
-        return None
-    _, inputs, outputs = layer.weight.shape
-    gated = options.get("activation") in ("gate", "glu")
-    groups = [
-        group_of(n, options["channel_groups"], False, layer.weight.device, g)
-        for n, g in ((outputs, gated), (inputs, False))
-    ]
-    return groups[0][:, None] > groups[1] - (options["channel_mask"] == "B")
 
 
 def conv(layer: MaskedConv2d, x: Tensor, crop: bool, output_size: tuple[int, int] | None = None) -> Tensor:
@@ -51,11 +36,15 @@ def conv(layer: MaskedConv2d, x: Tensor, crop: bool, output_size: tuple[int, int
         reach = [(-most, most) for most in (max(-low, high) for low, high in reach)]
     (top, bottom), (left, right) = reach
     dense = weight_to_dense(layer.weight, taps, (bottom - top + 1, right - left + 1), centre=(-top, -left))
-    mask = channel_mask(layer)
-    if mask is not None and (0, 0) in taps:
-        keep = dense.new_ones(dense.shape)
-        keep[:, :, -top, -left] = mask.to(dense)
-        dense = dense * keep
+    if "channel_mask" in layer.options and (0, 0) in taps:
+        options = layer.options
+        live = channel_links(
+            *layer.weight.shape[1:], options["channel_mask"], channel_groups=options["channel_groups"],
+            gated=options["activation"] == "gate", device=x.device,
+        )  # fmt: skip
+        mask = dense.new_ones(dense.shape)
+        mask[:, :, -top, -left] = live.T.to(dense)
+        dense = dense * mask
     if transposed:
         height, width = output_size or (stride * x.shape[2], stride * x.shape[3])
         y = F.conv_transpose2d(x, dense.transpose(0, 1), layer.bias, stride)
@@ -108,10 +97,12 @@ class EagerGated(Eager):
         for layer in model.layers:
             v = self.conv(layer.vertical, vertical)
             h = gate(self.conv(layer.horizontal, horizontal) + self.conv(layer.link, v))
-            out, skip = self.conv(layer.out, h), self.conv(layer.skip, h)
-            horizontal = horizontal + out if layer.residual else out
+            skip = self.conv(layer.skip, h)
             total = skip if total is None else total + skip
-            vertical = gate(v)
+            if layer.out is not None:
+                out = self.conv(layer.out, h)
+                horizontal = horizontal + out if layer.residual else out
+                vertical = gate(v)
         h = F.relu(self.conv(model.last, F.relu(total)))
         logits = F.conv2d(h, model.head._weight()[:, :, None, None], model.head.bias)
         channels = levels.shape[1]

@@ -109,14 +109,6 @@ def once_differentiable(name: str) -> Kernel:
     return backward
 
 
-def last_use(saved: torch.Tensor) -> bool:
-    """In a backward: whether nobody needs again what was saved for it, which then may be overwritten. Not where the
-    graph is kept or itself recorded, nor where torch traces."""
-    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    traced = type(saved) is not torch.Tensor or torch.compiler.is_compiling() or torch.is_grad_enabled()
-    return kept is not None and not traced and not kept()
-
-
 def not_differentiable(op: str, instead: str, *tensors: torch.Tensor) -> None:
     """Raises where a gradient would be recorded and lost: the op has none, and never detaches in silence."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

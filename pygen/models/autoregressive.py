@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -48,13 +50,13 @@ class Autoregressive(Model):
 
     def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
         x = torch.zeros(self.CHUNK, *self.shape, dtype=torch.int64, device=self._like.device)
-        return self._complete(first, x, torch.zeros_like(x, dtype=torch.bool), y, context, seed, temperature)
+        return self._complete(first, x, torch.ones_like(x, dtype=torch.bool), y, context, seed, temperature)
 
     def _complete(
         self,
         first: int,
         x: Tensor,
-        known: Tensor,
+        unknown: Tensor,
         y: Tensor | None,
         context: Tensor | None,
         seed: int,
@@ -62,26 +64,26 @@ class Autoregressive(Model):
     ) -> Tensor:
         condition = self._given(self.CHUNK, y, context)
         x = self._prepare(x, None).long()
-        self.head.check_known(known)
+        self.head.check_unknown(unknown)
         _, height, width = self.shape
-        for row in range(height):
-            if known[:, :, row].all():
-                continue
-            for column in range(width):
-                for channels in self.head.drawn_together:
-                    h = self._features(self._scaled(x[:, :, : row + 1]), condition)[:, :, row, column]
-                    new = self.head.draw(h, channels, temperature, seed, first, row * width + column)
-                    pixel = x[:, channels, row, column]
-                    pixel.copy_(pixel.where(known[:, channels, row, column], new))
+        wanted = unknown.any(0).cpu()
+        for row, column in itertools.product(range(height), range(width)):
+            for channels in self.head.drawn_together:
+                if not wanted[channels, row, column].any():
+                    continue
+                h = self._features(self._scaled(x[:, :, : row + 1]), condition)[:, :, row, column]
+                new = self.head.draw(h, channels, temperature, seed, first, row * width + column)
+                pixel = x[:, channels, row, column]
+                pixel.copy_(new.where(unknown[:, channels, row, column], pixel))
         return x.to(torch.uint8) if self.levels <= 256 else x
 
 
-def check_image(shape: tuple[int, int, int], levels: int, *, hidden: int, blocks: int) -> None:
+def check_image(shape: tuple[int, int, int], levels: int, **sizes: int) -> None:
     """Raises for sizes that no such model has."""
-    if len(shape) != 3:
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
         raise ValueError(f"expected shape as (C, H, W), got {shape}")
     for size in shape:
         check_integer("every size in shape", size, 1)
     check_integer("levels", levels, 2)
-    check_integer("hidden", hidden, 1)
-    check_integer("blocks", blocks, 0)
+    for name, size in sizes.items():
+        check_integer(name, size, 1 if name == "hidden" else 0)

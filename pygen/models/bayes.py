@@ -27,11 +27,12 @@ def classify(
     """
     posterior = model.log_posterior(x, context=context, generator=generator)  # for labels that are equally likely
     if prior is not None:
+        prior = torch.as_tensor(prior, device=posterior.device)
         if prior.shape != posterior.shape[1:]:
             raise ValueError(f"expected prior [{posterior.shape[1]}], one for each label, got {list(prior.shape)}")
         if not bool(((prior >= 0) & prior.isfinite()).all()) or not float(prior.sum()) > 0:
             raise ValueError(f"expected prior >= 0 and finite, with some above 0, got {prior.tolist()}")
-        posterior = posterior + prior.to(posterior).log()
+        posterior = posterior + prior.log().to(posterior)
     return posterior.softmax(1)
 
 

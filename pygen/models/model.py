@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -74,6 +75,17 @@ class Model(nn.Module):
     def initialize(self, x: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> None:
         """Sets what a model wants to start with from the first data that it is trained on; most want nothing."""
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In eval mode while this is open; then every module is as it was."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
     # --- likelihoods -------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> Tensor:
@@ -132,8 +144,9 @@ class Model(nn.Module):
     ) -> Tensor:
         """n samples [n, *shape]: numbers first_sample .. first_sample + n - 1 of the seed.
 
-        A sample's number, the seed, and its own label and context decide it: it is the same in a batch of any size, to
-        the bit with the same number of threads. For that, nets always run on whole chunks of `CHUNK` numbers.
+        Samples are drawn in eval mode. A sample's number, the seed, and its own label and context decide it: it is the
+        same in a batch of any size, to the bit with the same number of threads. For that, nets always run on whole
+        chunks of `CHUNK` numbers.
 
         y: labels [n] or one label for all; None draws them, equally likely, in a model with labels.
         generator: an int seed, a torch.Generator that supplies one, or None for torch's global stream, likewise.
@@ -142,7 +155,8 @@ class Model(nn.Module):
         check_integer("n", n, 0)
         seed = self._check_draw(generator, first_sample, temperature)
         rows = self.condition.check(n, self._labels(n, y, seed, first_sample), context)
-        return self._in_chunks(n, first_sample, rows, partial(self._sample, seed=seed, temperature=temperature))
+        with self.evaluating():
+            return self._in_chunks(n, first_sample, rows, partial(self._sample, seed=seed, temperature=temperature))
 
     def draw_labels(self, n: int, *, generator: Source = None, first_sample: int = 0) -> Tensor:
         """The labels [n] that `sample` draws with the same arguments, in a model with labels."""
@@ -171,8 +185,8 @@ class Model(nn.Module):
         if type(self)._complete is Model._complete:
             raise NotImplementedError(f"{type(self).__name__} cannot complete samples that are known in part")
         self._check_shape("x", x, self.shape)
-        if known.dtype != torch.bool:
-            raise TypeError(f"expected known as a bool tensor, got {known.dtype}")
+        if not isinstance(known, Tensor) or known.dtype != torch.bool:
+            raise TypeError(f"expected known as a bool tensor, got {getattr(known, 'dtype', type(known).__name__)}")
         try:
             known = known.expand(x.shape)
         except RuntimeError:
@@ -180,8 +194,9 @@ class Model(nn.Module):
         seed = self._check_draw(generator, first_sample, temperature)
         n = len(x)
         given = self.condition.check(n, self._labels(n, y, seed, first_sample), context)
-        rows = (x.where(known, 0), known, *given)
-        return self._in_chunks(n, first_sample, rows, partial(self._complete, seed=seed, temperature=temperature))
+        rows = (x.where(known, 0), ~known, *given)
+        with self.evaluating():
+            return self._in_chunks(n, first_sample, rows, partial(self._complete, seed=seed, temperature=temperature))
 
     def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
         """The chunk of samples first .. first + CHUNK - 1."""
@@ -191,18 +206,20 @@ class Model(nn.Module):
         self,
         first: int,
         x: Tensor,
-        known: Tensor,
+        unknown: Tensor,
         y: Tensor | None,
         context: Tensor | None,
         seed: int,
         temperature: float,
     ) -> Tensor:
-        """The same for samples known in part."""
+        """The same for samples of which only a part is unknown; nothing is of what fills up a chunk."""
         raise NotImplementedError
 
     def _check_draw(self, generator: Source, first_sample: int, temperature: float) -> int:
         """The seed, once the arguments are right."""
         check_integer("first_sample", first_sample, 0)
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+            raise TypeError(f"expected temperature as a number, got {temperature!r}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"expected a finite temperature >= 0, got {temperature}")
         return random.seed_of(generator)

@@ -81,7 +81,8 @@ class GatedPixelCNN(Autoregressive):
 
     The vertical stack sees the rows above, the horizontal one what lies to the left, and the vertical one through a 1x1
     link before its gate (figure 2). Vertical convolutions of the first layer leave the own row out; a 1x1 adds the
-    horizontal gate to its stack, but for the first layer, and to the sum that the head reads.
+    horizontal gate to its stack, but for the first layer, and to the sum that the head reads, which is all that is of
+    use of the last layer.
 
     shape: (C, H, W) of an image. levels: images hold integers 0 .. levels - 1.
     num_classes, context_features: see `Model`; they shift the pre-activations of every gate (equation 4).
@@ -104,11 +105,15 @@ class GatedPixelCNN(Autoregressive):
         kernel: int = 3,
         dilations: tuple[int, ...] = (1,),
     ) -> None:
-        check_image(shape, levels, hidden=hidden, blocks=layers)
+        check_image(shape, levels, hidden=hidden, layers=layers)
         _check_groups(hidden, shape[0])
         check_integer("kernel", kernel, 1)
+        if not isinstance(dilations, (tuple, list)):
+            raise TypeError(f"expected dilations as a tuple of integers, got {dilations!r}")
         for dilation in dilations:
             check_integer("dilations", dilation, 1)
+        if spatial_context and not context_features:
+            raise ValueError("expected context_features >= 1 with spatial_context=True, got 0")
         if not dilations or kernel % 2 == 0:
             raise ValueError(f"expected an odd kernel and some dilations, got kernel={kernel}, dilations={dilations}")
         config = {
@@ -121,10 +126,10 @@ class GatedPixelCNN(Autoregressive):
         self.levels = levels
         channels = shape[0]
         condition = (self.condition.features, spatial_context)
-        self.layers = nn.ModuleList([_GatedLayer(channels, hidden, 7, "A", 1, channels, *condition)])
+        self.layers = nn.ModuleList([_GatedLayer(channels, hidden, 7, "A", 1, channels, *condition, last=layers == 0)])
         for i in range(layers):
-            dilation = dilations[i % len(dilations)]
-            self.layers.append(_GatedLayer(hidden, hidden, kernel, "B", dilation, channels, *condition))
+            dilation, last = dilations[i % len(dilations)], i == layers - 1
+            self.layers.append(_GatedLayer(hidden, hidden, kernel, "B", dilation, channels, *condition, last=last))
         self.last = _conv(hidden, hidden, 1, "B", channels, activation="relu")
         self.head = CausalHead(hidden, channels, levels)
 
@@ -139,7 +144,10 @@ class GatedPixelCNN(Autoregressive):
 
 
 class _GatedLayer(nn.Module):
-    """v, h, total -> gate(v'), h + 1x1(g), total + 1x1(g) with v' = conv(v) and g = gate(conv(h) + 1x1(v'))."""
+    """v, h, total -> gate(v'), h + 1x1(g), total + 1x1(g) with v' = conv(v) and g = gate(conv(h) + 1x1(v')).
+
+    last: v and h stay as they are.
+    """
 
     def __init__(
         self,
@@ -151,13 +159,15 @@ class _GatedLayer(nn.Module):
         channels: int,
         condition_features: int,
         spatial: bool,
+        *,
+        last: bool,
     ) -> None:
         super().__init__()
         above = ops.causal_taps(kernel, stack="vertical", kind=kind)
         self.vertical = MaskedConv2d(inputs, 2 * hidden, above, dilation=dilation)
         self.link = MaskedConv2d(2 * hidden, 2 * hidden, ((0, 0),))
         self.horizontal = _conv(inputs, 2 * hidden, kernel, kind, channels, "horizontal", "gate", dilation)
-        self.out = _conv(hidden, hidden, 1, "B", channels)
+        self.out = None if last else _conv(hidden, hidden, 1, "B", channels)
         self.skip = _conv(hidden, hidden, 1, "B", channels)
         self.residual = kind == "B"
         self.spatial = spatial
@@ -170,12 +180,17 @@ class _GatedLayer(nn.Module):
     def forward(
         self, vertical: Tensor, horizontal: Tensor, total: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        shifts = (None, None) if self.condition is None else self.condition(condition).chunk(2, 1)
-        bias, plane = ((None, None), shifts) if self.spatial else (shifts, (None, None))
         v = self.vertical(vertical)
+        shifts = (None, None)
+        if self.condition is not None:
+            shifts = self.condition(condition).to(v.dtype).chunk(2, 1)  # autocast, which the ops leave alone, casts it
+        bias, plane = ((None, None), shifts) if self.spatial else (shifts, (None, None))
         gate = self.horizontal(horizontal, bias=bias[1], condition=self.link(v, residual=plane[1]))
-        out = self.out(gate, residual=horizontal if self.residual else None)
-        return ops.gated_activation(v, bias=bias[0], condition=plane[0]), out, self.skip(gate, residual=total)
+        total = self.skip(gate, residual=total)
+        if self.out is None:
+            return vertical, horizontal, total
+        horizontal = self.out(gate, residual=horizontal if self.residual else None)
+        return ops.gated_activation(v, bias=bias[0], condition=plane[0]), horizontal, total
 
 
 def _conv(

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..nn import MixtureHead, NormalizedConv2d
-from ..nn.masked_conv import initializing
+from ..nn import MixtureHead, NormalizedConv2d, initializing
+from ..nn._arguments import check_integer
 from .autoregressive import Autoregressive, check_image
 
 
@@ -43,8 +43,9 @@ class PixelCNNPlusPlus(Autoregressive):
         dropout: float = 0.5,
     ) -> None:
         check_image(shape, levels, hidden=hidden, blocks=blocks)
-        if levels > 65536:
-            raise ValueError(f"expected levels <= 65536, got {levels}")
+        check_integer("blocks", blocks, 1)
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
+            raise TypeError(f"expected dropout as a number, got {dropout!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"expected dropout in [0, 1), got {dropout}")
         config = {
@@ -69,13 +70,15 @@ class PixelCNNPlusPlus(Autoregressive):
         self.up = stages([blocks, blocks + 1, blocks + 1], short=True)
         self.head = MixtureHead(hidden, shape[0], levels, mixtures)
 
+    @torch.no_grad()
     def initialize(self, x: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> None:
         """Sets the scales and biases of all convolutions so that, for these images, what they make has mean 0 and
         standard deviation 1 (0.1 in front of a gate) in every channel; without dropout."""
-        training = self.training
-        with initializing(self.eval()):
-            self.log_prob(x, y, context=context)
-        self.train(training)
+        x, given = self._prepare(x, None), self._given(len(x), y, context)
+        if len(x) == 0:
+            raise ValueError("expected a batch of at least one image to initialise by, got an empty one")
+        with self.evaluating(), initializing(self):
+            self._log_density(x, given)
 
     def _features(self, x: Tensor, condition: Tensor | None) -> Tensor:
         x = F.pad(x.movedim(1, -1), (0, 1), value=1.0).movedim(-1, 1)

@@ -9,7 +9,7 @@ from .condition import Condition
 from .coupling import AffineCoupling
 from .dequantize import Logit, dequantize, quantize
 from .heads import CausalHead, MixtureHead
-from .masked_conv import MaskedConv2d, NormalizedConv2d
+from .masked_conv import MaskedConv2d, NormalizedConv2d, initializing
 from .nets import ResidualNet
 from .normalize import denormalize, normalize
 from .squeeze import Squeeze
@@ -27,6 +27,7 @@ __all__ = [
     "Squeeze",
     "denormalize",
     "dequantize",
+    "initializing",
     "normalize",
     "quantize",
 ]

@@ -19,8 +19,6 @@ class CausalHead(nn.Module):
     Channel c sees the features of groups up to c (mask "B"), where there are several channels.
     """
 
-    mask: Tensor
-
     def __init__(self, features: int, channels: int, levels: int) -> None:
         super().__init__()
         for name, value in (("features", features), ("channels", channels), ("levels", levels)):
@@ -32,12 +30,14 @@ class CausalHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels * levels, features))
         self.bias = nn.Parameter(torch.zeros(channels * levels))
         nn.init.uniform_(self.weight, -(features**-0.5), features**-0.5)
-        group = torch.arange(features) * channels // features
-        seen = group <= torch.arange(channels).repeat_interleave(levels)[:, None]
-        self.register_buffer("mask", seen.to(self.weight.dtype) if channels > 1 else None, persistent=False)
 
     def _weight(self) -> Tensor:
-        return self.weight if self.mask is None else self.weight * self.mask
+        if self.channels == 1:
+            return self.weight
+        outputs, features = self.weight.shape
+        group = torch.arange(features, device=self.weight.device) * self.channels // features
+        seen = group <= torch.arange(outputs, device=self.weight.device)[:, None] // self.levels
+        return self.weight * seen
 
     def nll(self, h: Tensor, levels: Tensor) -> Tensor:
         """[B, channels, H, W] nats, for features [B, features, H, W]."""
@@ -49,8 +49,8 @@ class CausalHead(nn.Module):
         logits: Tensor = flat.unflatten(1, (self.channels, self.levels))
         return logits
 
-    def check_known(self, known: Tensor) -> None:
-        """Which channels [B, channels, H, W] of a pixel are known makes no difference."""
+    def check_unknown(self, unknown: Tensor) -> None:
+        """Which channels [B, channels, H, W] of a pixel are to be drawn makes no difference."""
 
     def draw(
         self, h: Tensor, channels: slice, temperature: float, generator: int, first_sample: int, pixel: int
@@ -59,7 +59,7 @@ class CausalHead(nn.Module):
         logits = self.logits(h)[:, channels.start]
         if temperature == 0:
             return logits.argmax(1, keepdim=True)
-        logits = logits.float()[:, None] / temperature
+        logits = (logits - logits.amax(1, keepdim=True)).float()[:, None] / temperature
         place = pixel * self.channels + channels.start
         return random.categorical(logits, generator=generator, first_sample=first_sample, offset=place)
 
@@ -73,8 +73,10 @@ class MixtureHead(nn.Module):
 
     def __init__(self, features: int, channels: int, levels: int, mixtures: int = 10) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("levels", levels), ("mixtures", mixtures)):
-            check_integer(name, value, 1)
+        for name, value, least in (("channels", channels, 1), ("levels", levels, 2), ("mixtures", mixtures, 1)):
+            check_integer(name, value, least)
+        if levels > 65536:
+            raise ValueError(f"expected levels <= 65536, got {levels}")
         self.channels, self.levels = channels, levels
         self.drawn_together = [slice(0, channels)]
         each = 1 + 2 * channels + channels * (channels - 1) // 2
@@ -86,9 +88,9 @@ class MixtureHead(nn.Module):
         """[B, H, W] nats, for features [B, features, H, W] and levels [B, channels, H, W]."""
         return ops.logistic_mixture_nll(levels, self.parameters_of(h), **self.options)
 
-    def check_known(self, known: Tensor) -> None:
-        """Raises ValueError for pixels of which only some channels [B, channels, H, W] are known."""
-        if not torch.equal(known.any(1), known.all(1)):
+    def check_unknown(self, unknown: Tensor) -> None:
+        """Raises ValueError for pixels of which only some channels [B, channels, H, W] are to be drawn."""
+        if not torch.equal(unknown.any(1), unknown.all(1)):
             raise ValueError("expected known to be the same for all channels of a pixel, which are drawn together")
 
     def draw(
@@ -105,4 +107,6 @@ class MixtureHead(nn.Module):
             offset=pixel * (1 + self.channels),
             **self.options,
         )
+        if x.device.type == "cpu" and bool(x.isnan().any()):
+            raise ValueError("expected parameters of a mixture to draw from, got NaN")
         return denormalize(x[..., 0, 0], self.levels).long()

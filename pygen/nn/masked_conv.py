@@ -19,7 +19,8 @@ class MaskedConv2d(nn.Module):
     """`pygen.ops.masked_conv2d` with its parameters: weight [T, in_channels, out_channels], bias [out_channels].
 
     taps: (dy, dx) of the live taps, as `pygen.ops.causal_taps` lists them; only these are parameters. Weight decay,
-        clipping of gradients and the state of optimizers therefore see no dead ones.
+        clipping of gradients and the state of optimizers therefore see no dead ones. (What a channel mask leaves out of
+        the tap (0, 0) is a parameter, without gradient.)
     options: the op's, such as channel_mask, dilation and activation.
 
     Called with x, and with the op's condition, residual and output_size; bias [B, out_channels] is added to the layer's
@@ -27,14 +28,23 @@ class MaskedConv2d(nn.Module):
     with peers.
     """
 
+    weight: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, taps: Taps, *, bias: bool = True, **options: Any) -> None:
         super().__init__()
         check_integer("in_channels", in_channels, 1)
         check_integer("out_channels", out_channels, 1)
         self.taps, self.options = tuple(taps), options
-        self.weight = nn.Parameter(torch.empty(len(self.taps), in_channels, out_channels))
+        shape = (len(self.taps), in_channels, out_channels)
+        with torch.no_grad():  # raises for what the op does not admit
+            x, weight = torch.empty(1, in_channels, 1, 1, device="meta"), torch.empty(shape, device="meta")
+            ops.masked_conv2d(x, weight, taps=self.taps, **options)
+        self._add_weight(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
+
+    def _add_weight(self, weight: Tensor) -> None:
+        self.weight = nn.Parameter(weight)
 
     def reset_parameters(self) -> None:
         bound = (self.weight.shape[0] * self.weight.shape[1]) ** -0.5
@@ -58,16 +68,28 @@ class MaskedConv2d(nn.Module):
         )  # fmt: skip
 
     @torch.no_grad()
-    def from_dense(self, weight: Tensor) -> None:
-        """Takes the live taps of a masked kernel [out_channels, in_channels, height, width]."""
-        self._set(ops.weight_from_dense(weight, self.taps))
+    def from_dense(self, weight: Tensor, *, centre: tuple[int, int] | None = None) -> None:
+        """Takes the live taps of a kernel [out_channels, in_channels, height, width], masked or not. centre: of its
+        elements, that of tap (0, 0); its middle unless given."""
+        _, inputs, outputs = self.weight.shape
+        if weight.dim() != 4 or tuple(weight.shape[:2]) != (outputs, inputs):
+            raise ValueError(f"expected a kernel [{outputs}, {inputs}, height, width], got {list(weight.shape)}")
+        self._set_weight(ops.weight_from_dense(weight, self.taps, centre=centre))
 
-    def _set(self, weight: Tensor) -> None:
+    def _set_weight(self, weight: Tensor) -> None:
         self.weight.copy_(weight)
 
-    def to_dense(self, kernel: int | tuple[int, int]) -> Tensor:
-        """The weight as a kernel [out_channels, in_channels, height, width] with zeros at its dead taps."""
-        return ops.weight_to_dense(self.weight, self.taps, kernel)
+    def to_dense(self, kernel: int | tuple[int, int], *, centre: tuple[int, int] | None = None) -> Tensor:
+        """The weight as a kernel [out_channels, in_channels, height, width] with zeros where nothing is live."""
+        weight, mask = self.weight, self.options.get("channel_mask")
+        if mask is not None and (0, 0) in self.taps:
+            gated = self.options.get("activation") in ("gate", "glu")
+            grouping = {key: self.options[key] for key in ("channel_groups", "interleaved") if key in self.options}
+            _, inputs, outputs = weight.shape
+            live = ops.channel_links(inputs, outputs, mask, gated=gated, device=weight.device, **grouping)
+            at = torch.tensor([tap == (0, 0) for tap in self.taps], device=weight.device)
+            weight = weight * (live | ~at[:, None, None])
+        return ops.weight_to_dense(weight, self.taps, kernel, centre=centre)
 
     def extra_repr(self) -> str:
         taps, inputs, outputs = self.weight.shape
@@ -76,13 +98,13 @@ class MaskedConv2d(nn.Module):
 
 
 class NormalizedConv2d(MaskedConv2d):
-    """`MaskedConv2d` with weight normalisation (Salimans and Kingma 2016, arXiv 1602.07868)::
+    """`MaskedConv2d` with weight normalisation (Salimans and Kingma 2016, arXiv 1602.07868), g and v its parameters::
 
         weight[t, i, o] = g_o v[t, i, o] / |v[..., o]|
 
-    v is drawn from N(0, 0.05^2). While `initializing` is True (`initializing(model)`), a call first sets g and bias so
-    that what the layer makes of this x, before all that is added to it, has mean 0 and the standard deviation
-    init_scale in every channel; a channel that is constant only gets mean 0.
+    v is drawn from N(0, 0.05^2), and g starts as its norm. While `initializing` is True (see `pygen.nn.initializing`),
+    a call first sets g and bias so that what the layer makes of this x, before all that is added to it, has mean 0 and
+    the standard deviation init_scale in every channel; a channel that is constant only gets mean 0.
     """
 
     initializing = False
@@ -92,10 +114,25 @@ class NormalizedConv2d(MaskedConv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, taps, **options)
         self.init_scale = init_scale
-        nn.utils.parametrizations.weight_norm(self, dim=2)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.v * (self.g / self._norm())
+
+    def _norm(self) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(self.v, dim=(0, 1))
+        return norm.clamp(min=torch.finfo(norm.dtype).tiny)
+
+    def _add_weight(self, weight: Tensor) -> None:
+        self.v, self.g = nn.Parameter(weight), nn.Parameter(torch.empty(weight.shape[2]))
+
+    @torch.no_grad()
+    def _set_weight(self, weight: Tensor) -> None:
+        self.v.copy_(weight)
+        self.g.copy_(self._norm())
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, 0, 0.05)
+        self._set_weight(nn.init.normal_(torch.empty_like(self.v), 0, 0.05))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -110,12 +147,9 @@ class NormalizedConv2d(MaskedConv2d):
         y = ops.masked_conv2d(x, self.weight, taps=self.taps, **options)
         variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
         scale = torch.where(variance > 1e-12, self.init_scale * variance.rsqrt(), 1.0)
-        self._set(self.weight * scale.to(y))
+        self.g.mul_(scale)
         if self.bias is not None:
             self.bias.copy_(-mean * scale)
-
-    def _set(self, weight: Tensor) -> None:
-        self.weight = weight  # type: ignore[assignment]  # the parametrization takes it apart
 
 
 @contextlib.contextmanager

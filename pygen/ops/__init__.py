@@ -5,7 +5,7 @@ from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
 from .heads import categorical_nll
 from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
-from .masked_conv import causal_conv1d, causal_taps, masked_conv2d, weight_from_dense, weight_to_dense
+from .masked_conv import causal_conv1d, causal_taps, channel_links, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
 
@@ -15,6 +15,7 @@ __all__ = [
     "categorical_nll",
     "causal_conv1d",
     "causal_taps",
+    "channel_links",
     "concat_elu",
     "dequantize",
     "gated_activation",

@@ -11,17 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import backends
-from .._lib import (
-    FLOATS,
-    INTEGERS,
-    define,
-    last_use,
-    layout,
-    names,
-    not_differentiable,
-    once_differentiable,
-    refuse_tangents,
-)
+from .._lib import FLOATS, INTEGERS, define, layout, names, not_differentiable, once_differentiable, refuse_tangents
 from .._options import Options
 from .._seed import Source
 from ..reference import logistic_mixture as reference
@@ -207,8 +197,6 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     if not ctx.record:
         raise RuntimeError("logistic_mixture_nll: expected record=True for a call that is differentiated, got False")
     slope, nll = ctx.saved_tensors
-    if last_use(slope):  # in its own memory: one tensor of the parameters' size less to write
-        return None, slope.mul_(grad.unsqueeze(1)), None, None
     return None, torch.ops.pygen.logistic_mixture_nll_backward(grad, slope, nll), None, None
 
 

@@ -556,6 +556,25 @@ def causal_taps(
     return tuple((sign * dy, sign * dx) for dy in rows for dx in columns if live(dy, dx))
 
 
+def channel_links(
+    channels_in: int,
+    channels_out: int,
+    channel_mask: str,
+    *,
+    channel_groups: int = 3,
+    interleaved: bool = False,
+    gated: bool = False,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Which entries of weight [Cin, Cout] at the tap (0, 0) a channel mask leaves: bool; see `masked_conv2d`."""
+    where = (channel_groups, interleaved, torch.device(device))
+    group_in, group_out = (
+        reference.group_of(n, *where, half) for n, half in ((channels_in, False), (channels_out, gated))
+    )
+    _one_of("channel_mask", channel_mask, CHANNEL_MASKS)
+    return group_in[:, None] < group_out + (channel_mask == "B")
+
+
 def _places(
     op: str, kernel: tuple[int, int], taps: Taps, centre: tuple[int, int] | None
 ) -> tuple[list[int], list[int]]:

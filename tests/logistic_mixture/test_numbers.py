@@ -329,17 +329,3 @@ def test_nan_parameters_stay_in_their_pixel(device: str) -> None:
         wrong[1, list(reached), 2, 1] = True
         assert torch.equal(x.isnan(), wrong), channel
         assert torch.equal(x[~wrong], clean[~wrong])
-
-
-def test_backward_overwrites_only_what_nobody_needs_again(device: str) -> None:
-    """The slope becomes the gradient in its own memory, unless the graph is kept."""
-    x = torch.randint(256, (2, 3, 4, 5), device=device)
-    p = torch.randn(2, 20, 4, 5, device=device, requires_grad=True)
-    grad = torch.randn(2, 4, 5, device=device)
-    nll = logistic_mixture_nll(x, p)
-    first, second, last = (torch.autograd.grad(nll, p, grad, retain_graph=keep)[0] for keep in (True, True, False))
-    assert torch.equal(first, second)
-    assert torch.equal(first, last)
-    assert len({first.data_ptr(), second.data_ptr(), last.data_ptr()}) == 3
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(nll, p, grad)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from pygen import models, ops
 from pygen.models import Autoregressive, GatedPixelCNN, PixelCNN, PixelCNNPlusPlus
-from pygen.nn import CausalHead, NormalizedConv2d
+from pygen.nn import CausalHead, MaskedConv2d, MixtureHead, NormalizedConv2d
 
 from .test_layers import perturbed
 
@@ -25,11 +27,11 @@ def plain(shape: tuple[int, int, int], levels: int, **options: int) -> Autoregre
 
 
 def gated(shape: tuple[int, int, int], levels: int, **options: int) -> Autoregressive:
-    return perturbed(GatedPixelCNN(shape, levels, hidden=6, layers=3, **options), 0.3).eval()
+    return perturbed(GatedPixelCNN(shape, levels, hidden=12, layers=3, **options), 0.3).eval()
 
 
 def dilated(shape: tuple[int, int, int], levels: int, **options: int) -> Autoregressive:
-    return perturbed(GatedPixelCNN(shape, levels, hidden=6, layers=3, dilations=(1, 2), **options), 0.3).eval()
+    return perturbed(GatedPixelCNN(shape, levels, hidden=12, layers=3, dilations=(1, 2), **options), 0.3).eval()
 
 
 def plusplus(shape: tuple[int, int, int], levels: int, **options: int) -> Autoregressive:
@@ -138,11 +140,23 @@ def test_samples_follow_the_density() -> None:
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_checkpoint(build: Build, tmp_path: Path) -> None:
-    model = build((1, 4, 4), 3, context_features=2)
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4)])
+def test_every_parameter_has_a_gradient(build: Build, shape: tuple[int, int, int]) -> None:
+    """Processes that train together wait for all of them."""
+    model = build(shape, 4, num_classes=2)
+    model(torch.randint(4, (2, *shape)), torch.tensor([0, 1])).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_checkpoint(build: Build, channels: int, tmp_path: Path) -> None:
+    model = build((channels, 4, 4), 3, context_features=2)
     model.save(tmp_path)
     loaded = models.load(tmp_path)
-    x, context = torch.randint(3, (4, 1, 4, 4)), torch.randn(4, 2)
+    x, context = torch.randint(3, (4, channels, 4, 4)), torch.randn(4, 2)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again.log_prob(x, context=context), model.log_prob(x, context=context))
     assert torch.equal(loaded.log_prob(x, context=context), model.log_prob(x, context=context))
 
 
@@ -176,8 +190,29 @@ def test_initialization_by_data() -> None:
             layer.register_forward_hook(check, with_kwargs=True)
     model.eval().log_prob(x, y)
     assert seen == 3 + 3 * 5 + 4 + 5 * 6 + 4 + 1
+    assert all(abs(layer.v.std() - 0.05) < 0.01 for layer in model.modules() if isinstance(layer, NormalizedConv2d))
+    storage = {name: p.data_ptr() for name, p in model.named_parameters()}
     model.initialize(torch.zeros_like(x), y)  # constant channels
     assert all(p.isfinite().all() for p in model.parameters())
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == storage  # as DDP and shared memory know them
+
+
+def test_initialization_refuses_what_it_cannot_use() -> None:
+    model = PixelCNNPlusPlus((1, 4, 4), 8, hidden=4, blocks=1, num_classes=2)
+    before = copy.deepcopy(model.state_dict())
+    x, y = torch.randint(8, (2, 1, 4, 4)), torch.tensor([0, 1])
+    for bad, labels, message in (
+        (x + 300, y, "levels in"),
+        (x[:0], y[:0], "at least one image"),
+        (x, None, "labels y"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.initialize(bad, labels)
+        assert model.training
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    model.up[0].eval()
+    model.initialize(x, y)
+    assert [stage.training for stage in model.up[:2]] == [False, True]
 
 
 def test_normalized_weights_from_dense() -> None:
@@ -186,6 +221,29 @@ def test_normalized_weights_from_dense() -> None:
     layer.from_dense(dense)
     assert torch.allclose(layer.weight, ops.weight_from_dense(dense, layer.taps), atol=1e-6)
     assert torch.allclose(layer.to_dense(3), ops.weight_to_dense(layer.weight, layer.taps, 3))
+    dense[1] = 0
+    layer.from_dense(dense)
+    assert torch.equal(layer.weight[..., 1], torch.zeros(5, 3))
+    shifted = NormalizedConv2d(3, 4, ((-2, 0), (-1, 1)))
+    shifted.from_dense(torch.randn(4, 3, 2, 3), centre=(2, 1))
+    with pytest.raises(ValueError, match=r"\[4, 3, height, width\], got \[1, 1, 3, 3\]"):
+        layer.from_dense(torch.ones(1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("kind", ["A", "B"])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("activation", [None, "gate"])
+def test_dense_kernels_hold_nothing_that_a_channel_mask_leaves_out(
+    kind: str, interleaved: bool, activation: str | None
+) -> None:
+    options = {"channel_mask": kind, "interleaved": interleaved, "activation": activation}
+    layer = MaskedConv2d(6, 12, ops.causal_taps(3), **options)
+    x = torch.randn(2, 6, 4, 4)
+    dense = torch.nn.functional.conv2d(x, layer.to_dense(3), layer.bias, padding=1)
+    if activation:
+        a, b = dense.chunk(2, 1)
+        dense = a.tanh() * b.sigmoid()
+    assert torch.allclose(layer(x), dense, atol=1e-6)
 
 
 def test_dropout_is_of_training_alone() -> None:
@@ -198,6 +256,46 @@ def test_dropout_is_of_training_alone() -> None:
     torch.manual_seed(0)
     assert torch.equal(model(x), first)
     assert torch.equal(model.eval()(x), model(x))
+    drawn = model.train().sample(3, generator=0)
+    assert torch.equal(drawn, model.sample(3, generator=0))
+    assert model.training
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_only_what_is_unknown_is_computed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build((3, 4, 4), 4)
+    calls = 0
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return type(model)._features(model, *args)
+
+    monkeypatch.setattr(model, "_features", counted)
+    known = torch.ones(4, 4, dtype=torch.bool)
+    known[1:3, 2] = False
+    x = torch.randint(4, (2, 3, 4, 4))
+    done = model.complete(x, known, generator=0)
+    assert calls == 2 * len(model.head.drawn_together)
+    assert torch.equal(done[..., known], x[..., known].to(torch.uint8))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_autocast(build: Build) -> None:
+    model = build((1, 4, 4), 4, num_classes=2).float()
+    x, y = torch.randint(4, (2, 1, 4, 4)), torch.tensor([0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(x, y)
+    assert torch.allclose(loss, model(x, y), rtol=0.02)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_temperatures(build: Build) -> None:
+    model = build((1, 3, 3), 4)
+    assert torch.equal(model.sample(3, generator=0, temperature=1e-40), model.sample(3, generator=0, temperature=0))
+    for wrong in (True, "1", None):
+        with pytest.raises(TypeError, match="temperature as a number"):
+            model.sample(1, temperature=wrong)  # type: ignore[arg-type]
 
 
 def test_spatial_context() -> None:
@@ -240,6 +338,22 @@ def test_errors() -> None:
         CausalHead(8, 3, 4)
     with pytest.raises(ValueError, match=r"dropout in \[0, 1\), got 1"):
         PixelCNNPlusPlus((1, 4, 4), dropout=1)
+    with pytest.raises(ValueError, match="blocks >= 1, got 0"):
+        PixelCNNPlusPlus((1, 4, 4), blocks=0)
+    with pytest.raises(ValueError, match="layers >= 0, got -1"):
+        GatedPixelCNN((1, 4, 4), layers=-1)
+    with pytest.raises(ValueError, match="context_features >= 1 with spatial_context"):
+        GatedPixelCNN((1, 4, 4), spatial_context=True)
+    with pytest.raises(TypeError, match="dilations as a tuple"):
+        GatedPixelCNN((1, 4, 4), dilations=2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="levels <= 65536, got 70000"):
+        MixtureHead(4, 3, 70000)
+    with pytest.raises(TypeError, match="activaton"):
+        MaskedConv2d(4, 4, ((0, 0),), activaton="relu")
+    with pytest.raises(ValueError, match="distinct taps"):
+        MaskedConv2d(4, 4, ((0, 0), (0, 0)))
+    with pytest.raises(ValueError, match="at least one tap"):
+        MaskedConv2d(4, 4, ())
     with pytest.raises(ValueError, match="mixtures >= 1, got 0"):
         PixelCNNPlusPlus((1, 4, 4), mixtures=0)
     with pytest.raises(ValueError, match="levels <= 65536, got 65537"):
