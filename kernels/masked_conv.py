@@ -301,8 +301,8 @@ def _depth(dtype):
 
 
 def _operands(a, b):
-    """How values are multiplied: as they are; 16 bits by float32 in three products of TF32, which rounds no 16 bits and
-    of which three leave 21 bits of float32."""
+    """How values are multiplied: as they are; 16 bits by float32 in three products of TF32, which round none of the
+    former and leave 21 bits of the latter."""
     return {"OPERAND": TYPES[torch.promote_types(a, b)], "PRECISION": "ieee" if a == b else "tf32x3"}
 
 
