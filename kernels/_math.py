@@ -26,7 +26,8 @@ else:
     from triton.language.extra.cuda.libdevice import atan, exp, expm1, log, log1p, rint, tanh
 
 __all__ = [
-    "atan", "div", "exp", "exp_parts", "expm1", "log", "log1p", "over", "rint", "scale2", "sqrt", "tanh", "times",
+    "atan", "div", "exp", "exp_parts", "expm1", "gate", "gate_backward", "log", "log1p", "over", "rint", "scale2",
+    "sqrt", "tanh", "times",
 ]  # fmt: skip
 
 
@@ -101,3 +102,39 @@ def exp_parts(u):
         n = _clamp(tl.floor(u * 1.4426950408889634 + 0.5), 252.0)
         m = exp(u - n * 0.693359375 + n * 2.12194440e-4)
     return m, n.to(tl.int32)
+
+
+# Gates. Powers of two of exponentials are applied last, so that gradients are right where tanh and sigmoid
+# are 1 to rounding and where one factor is large and another small.
+
+
+@triton.jit
+def _sigmoid(b):
+    """sigmoid(b) = top 2^n, and its derivative slope 2^k."""
+    m, k = exp_parts(-tl.abs(b))
+    inverse = div(tl.full(b.shape, 1.0, b.dtype), 1.0 + scale2(m, k))
+    negative = b < 0
+    return tl.where(negative, m, 1.0) * inverse, tl.where(negative, k, 0), m * inverse * inverse, k
+
+
+@triton.jit
+def gate(a, b, LINEAR: tl.constexpr):
+    """tanh(a) sigmoid(b), or a sigmoid(b)."""
+    top, n, _, _ = _sigmoid(b)
+    return scale2((a if LINEAR else tanh(a)) * top, n)
+
+
+@triton.jit
+def gate_backward(g, a, b, LINEAR: tl.constexpr):
+    """The gradients of a and b, for g that of the gate."""
+    top, n, slope, j = _sigmoid(b)
+    grad_a = times(g, top, n)
+    if LINEAR:
+        half = j >> 1  # a and g may both be large
+        grad_b = scale2(scale2(a * slope, half) * g, j - half)
+    else:
+        m, i = exp_parts(-2.0 * tl.abs(a))  # 1 - tanh(a)^2 = 4 u / (1 + u)^2 with u = e^-2|a|
+        q = 1.0 + scale2(m, i)
+        grad_a = scale2(times(g, top * div(4.0 * m, q * q), n), i)
+        grad_b = times(g, tanh(a) * slope, j)
+    return grad_a, grad_b

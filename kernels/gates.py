@@ -1,9 +1,7 @@
 """Triton kernels for gated_activation and concat_elu and their backward ops; reference: pygen/reference/gates.py.
 
 A program takes a block of elements of the tensors with C channels, in the order in which they lie; the two halves of
-those with 2 C channels lie `run` elements apart, a sample (or, in channels_last memory, a pixel) 2 `run`. Powers of two
-of exponentials are applied last (`_math.exp_parts`), so that gradients are right where tanh and sigmoid are 1 to
-rounding and where one factor is large and another small.
+those with 2 C channels lie `run` elements apart, a sample (or, in channels_last memory, a pixel) 2 `run`.
 """
 
 import math
@@ -42,15 +40,6 @@ def _pre_activation(
 
 
 @triton.jit
-def _sigmoid(b):
-    """sigmoid(b) = top 2^n, and its derivative slope 2^k."""
-    m, k = pm.exp_parts(-tl.abs(b))
-    inverse = pm.div(tl.full(b.shape, 1.0, b.dtype), 1.0 + pm.scale2(m, k))
-    negative = b < 0
-    return tl.where(negative, m, 1.0) * inverse, tl.where(negative, k, 0), m * inverse * inverse, k
-
-
-@triton.jit
 def _gate(
     x, bias, condition, residual, y,
     count, run, sites, runs, channels, bias_b,  # elements of y; see _halves; of a channel in a run; runs of a sample
@@ -60,8 +49,7 @@ def _gate(
     channel = k // sites
     a = _pre_activation(x, bias, condition, at, inside, group, channel, 0, runs, channels, bias_b, ACC)
     b = _pre_activation(x, bias, condition, at + run, inside, group, channel, 1, runs, channels, bias_b, ACC)
-    top, n, _, _ = _sigmoid(b)
-    v = pm.scale2((a if LINEAR else pm.tanh(a)) * top, n)
+    v = pm.gate(a, b, LINEAR)
     if residual is not None:
         v += tl.load(residual + e, inside, 0.0).to(ACC)
     tl.store(y + e, v.to(y.dtype.element_ty), inside)
@@ -78,16 +66,7 @@ def _gate_backward(
     a = _pre_activation(x, bias, condition, at, inside, group, channel, 0, runs, channels, bias_b, ACC)
     b = _pre_activation(x, bias, condition, at + run, inside, group, channel, 1, runs, channels, bias_b, ACC)
     g = tl.load(grad_y + e, inside, 0.0).to(ACC)
-    top, n, slope, j = _sigmoid(b)
-    grad_a = pm.times(g, top, n)
-    if LINEAR:
-        half = j >> 1  # a and g may both be large
-        grad_b = pm.scale2(pm.scale2(a * slope, half) * g, j - half)
-    else:
-        m, i = pm.exp_parts(-2.0 * tl.abs(a))  # 1 - tanh(a)^2 = 4 u / (1 + u)^2 with u = e^-2|a|
-        q = 1.0 + pm.scale2(m, i)
-        grad_a = pm.scale2(pm.times(g, top * pm.div(4.0 * m, q * q), n), i)
-        grad_b = pm.times(g, pm.tanh(a) * slope, j)
+    grad_a, grad_b = pm.gate_backward(g, a, b, LINEAR)
     tl.store(grad_x + at, grad_a.to(grad_x.dtype.element_ty), inside)
     tl.store(grad_x + at + run, grad_b.to(grad_x.dtype.element_ty), inside)
 

@@ -364,7 +364,7 @@ define(
     backward=_backward,
     check=check,
     options=ConvOptions,
-    cuda=None,
+    cuda="triton",
 )
 define(
     "masked_conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? pre, str options, bool need_x, "
@@ -377,7 +377,7 @@ define(
     backward=once_differentiable("masked_conv2d_backward"),
     check=_check_backward,
     options=ConvOptions,
-    cuda=None,
+    cuda="triton",
 )
 
 
@@ -436,10 +436,10 @@ def masked_conv2d(
 
     Bytes moved: forward, x, weight and what is added once in, y once out (and the pre-activations with an activation);
     backward, those and the gradient of y in, the gradients out. Backends: C++ (AVX-512, AVX2, baseline) on the CPU,
-    the reference on CUDA and elsewhere; `pygen.backends.explain("masked_conv2d", x)` says which and why.
+    Triton on CUDA, else the reference; `pygen.backends.explain("masked_conv2d", x)` says which and why.
 
-    Raises ValueError for shapes, devices, options and codes (on the CPU; those on a GPU are not looked at) that do not
-    fit, TypeError for dtypes and types.
+    Raises ValueError for shapes, devices, options and codes (on the CPU; the Triton kernels make NaN of them) that do
+    not fit, TypeError for dtypes and types.
 
     >>> import torch
     >>> from pygen.ops import causal_taps, masked_conv2d

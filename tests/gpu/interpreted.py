@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import pygen
-from pygen.kernels import coupling
+from pygen.kernels import coupling, masked_conv
 from pygen.ops.coupling import CouplingOptions
+from pygen.ops.masked_conv import ConvOptions
 from tests.contract.conftest import _uninitialised_memory_is_nan  # noqa: F401
 from tests.contract.params import few, small
 from tests.coupling.samples import KINDS, sample
@@ -24,6 +25,7 @@ from tests.harness import checks
 from tests.harness.calls import UPSTREAM
 from tests.harness.layouts import LAYOUTS
 from tests.harness.spec import F32, F64, OpSpec, Sample
+from tests.masked_conv import samples as convolutions
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of values that no one uses
 
@@ -55,7 +57,14 @@ def test_options(spec, sample, dtypes, layout, upstream):
     checks.accuracy(spec, sample, dtypes, layout, upstream)
 
 
-@every(lambda spec: list(spec.shapes())[::2], dtypes=DTYPES, layout=LAYOUTS, upstream=UPSTREAM)
+def awkward(spec: OpSpec) -> list[Sample]:
+    """Every other one; of convolutions, whose taps take long, every third, and those of few pixels."""
+    if spec.name == "masked_conv2d":
+        return [one for one in list(spec.shapes())[::3] if one.inputs["x"].numel() < 10_000]
+    return list(spec.shapes())[::2]
+
+
+@every(awkward, dtypes=DTYPES, layout=LAYOUTS, upstream=UPSTREAM)
 def test_shapes(spec, sample, dtypes, layout, upstream):
     checks.accuracy(spec, sample, dtypes, layout, upstream)
 
@@ -85,7 +94,7 @@ def test_gradients_not_asked_for(spec, sample):
     checks.skipped_outputs(spec, sample)
 
 
-# --- affine_coupling -------------------------------------------------------------------------------------------------
+# --- more than one program takes --------------------------------------------------------------------------------------
 
 
 def long_samples(spec: OpSpec) -> Iterable[Sample]:
@@ -94,6 +103,9 @@ def long_samples(spec: OpSpec) -> Iterable[Sample]:
         for shape in ((2, 10, 30, 31), (19, 2, 16, 17)):
             for i, options in enumerate(KINDS):
                 yield sample(f"{shape}-{i}", shape, **options)
+    if spec.name == "masked_conv2d":
+        for activation, codes in (("glu", None), (None, torch.uint8)):
+            yield convolutions.sample(f"{codes}", (3, 5, 11, 12), 3, taps="A3", activation=activation, codes=codes)
 
 
 @every(long_samples, layout=("contiguous", "channels_last", "contiguous"))
@@ -105,7 +117,8 @@ def test_long_samples(spec, sample, layout):
 def test_offsets_of_64_bits(spec, sample, layout, monkeypatch):
     """As tensors of 2^31 elements take them."""
     coupling._plan.cache_clear()
-    monkeypatch.setattr(coupling, "REACH", 0)
+    for family in (coupling, masked_conv):
+        monkeypatch.setattr(family, "REACH", 0)
     checks.accuracy(spec, sample, layout=layout)
     coupling._plan.cache_clear()
 
@@ -124,6 +137,24 @@ def test_indices_that_are_no_channels_give_nan(index, activation):
     )
     for t in (*outputs, *grads):
         assert t.isnan().all()
+
+
+@pytest.mark.parametrize("code", [7, -1, 255, 2**40])
+def test_codes_out_of_range_give_nan(code):
+    """Where a tap meets one, there alone; and they have no weight."""
+    x, weight = torch.randint(7, (2, 3, 4)), torch.randn(2, 7, 5)
+    x[1, 1, 2] = code
+    x = x.to(torch.uint8 if code == 255 else torch.int64)
+    options = ConvOptions(taps="-1,0;0,-1")
+    y, _ = masked_conv.launch_masked_conv2d(x, weight, None, None, None, options)
+    wrong = torch.zeros(2, 3, 4, dtype=torch.bool)
+    wrong[1, 2, 2] = wrong[1, 1, 3] = True
+    assert torch.equal(y.isnan(), wrong[:, None].expand(y.shape))
+    grads = masked_conv.launch_masked_conv2d_backward(
+        torch.ones_like(y), x, weight, None, options, False, True, False, False, False
+    )
+    seen = torch.stack([torch.stack([(part == k).sum() for k in range(7)]) for part in (x[:, :-1], x[..., :-1])])
+    assert torch.equal(grads[1], seen[..., None].expand(2, 7, 5).float())
 
 
 # --- polar, accumulate_moments ---------------------------------------------------------------------------------------
