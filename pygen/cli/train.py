@@ -44,6 +44,7 @@ Examples:
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of matrix products." + _default("precision"))
 @click.option("--seed", type=int, help="Of weights, data order, dropout and noise." + _default("seed"))
 @click.option("--every", type=int, help="Steps between checkpoints.  [default: a tenth, at most 1000]")
+@click.option("--pictures", type=int, help="Samples drawn at a checkpoint; 0: none.  [default: 64, or 16 by pixels]")
 @click.option("--device", metavar="D", help="cpu, cuda, cuda:N.  [default: a GPU if there is one]")
 @click.pass_context
 def train(
@@ -56,6 +57,7 @@ def train(
     settings: tuple[str, ...],
     loading: tuple[str, ...],
     every: int | None,
+    pictures: int | None,
     device: str | None,
     **options: float | str | None,
 ) -> None:
@@ -78,7 +80,9 @@ def train(
             if every is not None and every < 1:
                 raise ValueError(f"expected --every >= 1, got {every}")
             given = {name: value for name, value in options.items() if value is not None}
-            request = Request(model, data, pairs("--set", settings), pairs("--load", loading), given, every)
+            if pictures is not None and pictures < 0:
+                raise ValueError(f"expected --pictures >= 0, got {pictures}")
+            request = Request(model, data, pairs("--set", settings), pairs("--load", loading), given, every, pictures)
             run = start(request, out, resume=resume, device=device, console=console)
         console.print(run.describe(), highlight=False, markup=False)
         with failing(FloatingPointError, DataError):

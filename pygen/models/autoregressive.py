@@ -21,7 +21,7 @@ class Autoregressive(Model):
     run the net once for every pixel, and for every channel that its head draws alone, on the rows down to it.
     """
 
-    CHUNK = 16
+    PICTURES = CHUNK = 16
     levels: int
     head: CausalHead | MixtureHead
 

@@ -35,10 +35,12 @@ class Model(nn.Module):
     num_classes: labels are 0 .. num_classes - 1; None for a model without labels.
     context_features: width of the context [B, context_features]; 0 for a model without one.
     context_area: (H, W) if the context is a map [B, context_features, H, W].
+    PICTURES: samples that training draws at a checkpoint, by default.
     CHUNK: samples are computed by so many at once. It is part of what a seed means: nets round differently in batches
         of different sizes.
     """
 
+    PICTURES: ClassVar[int] = 64
     CHUNK: ClassVar[int] = 64
     levels: int | None = None
 

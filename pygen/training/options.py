@@ -21,7 +21,8 @@ class Options:
         to 0 along a cosine.
     clip: largest norm of the gradient.
     ema: decay of the moving average of the weights, which is what a run is for; less in the first steps.
-    precision: what matrix products and convolutions compute in (autocast); weights are float32.
+    precision: what torch's matrix products and convolutions compute in (autocast); weights are float32, and so is what
+        pygen's own ops make of them, which leave autocast alone.
     seed: of the first weights, the data's order, dropout and noise.
     """
 

@@ -28,7 +28,8 @@ HELD_OUT = 10_000  # samples that held-out bits/dim are of, at most
 class Run:
     """Trains a model on data. All processes of a group do the same; rank 0 writes and speaks.
 
-    every: steps between checkpoints, with their held-out bits/dim and pictures.
+    every: steps between checkpoints, with their held-out bits/dim and pictures of samples.
+    pictures: how many, 0 for none; None: the model's `PICTURES`, 2000 of points.
     facts: what `config.json` keeps about the run.
     """
 
@@ -42,9 +43,10 @@ class Run:
         title: str,
         every: int,
         facts: Mapping[str, Any],
+        pictures: int | None = None,
     ) -> None:
         self.trainer, self.folder, self.held_out, self.console = trainer, folder, held_out, console
-        self.title, self.every, self.facts = title, every, facts
+        self.title, self.every, self.facts, self.pictures = title, every, facts, pictures
         self.losses: list[Tensor] = []  # since the last report
         self.rows: list[dict[str, Any]] = []  # of the metrics
 
@@ -152,12 +154,19 @@ class Run:
         return [(row["step"], row[key]) for row in self.rows if key in row]
 
     def _draw_samples(self) -> None:
-        """Always the same seed and labels: the same samples as they become better. Few labels make a row each."""
-        model, columns = self.trainer.averaged, 8
-        n, y = (2000 if len(model.shape) == 1 else 64), None
+        """Always the same seed and labels: the same samples as they become better. Few labels make a row each, where
+        there are as many samples."""
+        model, columns, n = self.trainer.averaged, 8, self.pictures
+        if n is None:
+            n = 2000 if len(model.shape) == 1 else model.PICTURES
+        if n == 0:
+            return
+        y = None
         if model.num_classes is not None and model.num_classes <= 16:
-            n = max(n, columns * model.num_classes)
-            y = torch.arange(n) // columns % model.num_classes
+            if self.pictures is None and n >= Model.PICTURES:
+                n = max(n, columns * model.num_classes)
+            each = columns if n >= columns * model.num_classes else 1
+            y = torch.arange(n) // each % model.num_classes
         x = sampling.sample(model, n, y, seed=self.trainer.options.seed_of("samples"))
         if x is not None:
             self.folder.samples.mkdir(exist_ok=True)

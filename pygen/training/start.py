@@ -27,6 +27,7 @@ class Request:
     data, loading: what `pygen.data.load` takes, and options of it.
     options: fields of `Options`.
     every: steps between checkpoints; by default a tenth of all, at most 1000.
+    pictures: samples drawn at each of them; see `Run`.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Request:
     loading: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     every: int | None = None
+    pictures: int | None = None
 
 
 def start(
@@ -78,7 +80,10 @@ def start(
         folder.release()
         raise FileExistsError(f"{path}: another pygen train was at work there; try again")
     title = f"{type(model).__name__}, {request.data}"
-    run = Run(trainer, folder, held_out, console or Console(), title=title, every=facts["every"], facts=facts)
+    run = Run(
+        trainer, folder, held_out, console or Console(), title=title, every=facts["every"], facts=facts,
+        pictures=request.pictures,
+    )  # fmt: skip
     run.resume() if resumed else run.begin()
     return run
 

@@ -57,3 +57,18 @@ def test_three_processes_train_and_resume_to_the_same_bits(tmp_path: Path) -> No
     assert done.returncode != 0
     assert "the number of processes 2, not 3" in done.stderr
     assert os.path.join("pygen", "cli") not in done.stderr  # no traceback but torchrun's own
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("gated-pixelcnn", ["hidden=4", "layers=1"]), ("pixelcnn++", ["hidden=4", "blocks=1", "mixtures=2"])],
+)
+def test_two_processes_train_what_has_its_own_first_state(tmp_path: Path, model: str, settings: list[str]) -> None:
+    """Every gradient is reduced, of what `initialize` has set too; labels, and no pictures."""
+    numbers = np.random.RandomState(0)
+    np.savez(tmp_path / "data.npz", x=numbers.randint(0, 256, (20, 1, 4, 4)).astype(np.uint8), y=np.arange(20) % 2)
+    options = ["train", model, "--data", str(tmp_path / "data.npz"), "--steps", "3", "--batch-size", "8"]
+    options += [text for setting in settings for text in ("--set", setting)]
+    done = torchrun(2, "-m", "pygen", *options, "--pictures", "0", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run" / "samples").exists()
