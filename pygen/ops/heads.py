@@ -45,7 +45,7 @@ class _Head:
             setup_context=self.setup_context,
             backward=self.backward,
             check=self.check,
-            cuda=None,
+            cuda="triton",
         )
         define(
             f"{self.name}_backward(Tensor grad_nll, {given}, bool need_h, bool need_weight, bool need_bias) -> "
@@ -55,7 +55,7 @@ class _Head:
             fake=self.fake_backward,
             backward=once_differentiable(f"{self.name}_backward"),
             check=self.check_backward,
-            cuda=None,
+            cuda="triton",
         )
         self.op = getattr(torch.ops.pygen, self.name).default
         self.backward_op = getattr(torch.ops.pygen, f"{self.name}_backward").default
@@ -192,12 +192,12 @@ def categorical_nll(
 
     Differentiable once with respect to h, weight and bias; twice raises NotImplementedError, except under
     `pygen.backends.use("reference")`, which PyTorch differentiates. The backward keeps the inputs alone and computes
-    the logits again: a fourth matrix product beside eager's three. The gradients of weight and bias are added in
-    float64 over blocks.
+    the logits again: a fourth matrix product beside eager's three (on CUDA a fifth and a sixth too). The gradients of
+    weight and bias are added over blocks, in float64 on the CPU.
 
     torch.autocast leaves the op alone. Bytes moved: forward, h, weight and target in and nll out; backward, these and
-    the gradient of nll in, the gradients out. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, else the reference,
-    on CUDA too.
+    the gradient of nll in, the gradients out. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, Triton on CUDA,
+    else the reference.
 
     Raises ValueError for shapes, devices, orders and (on the CPU) levels that do not fit, TypeError for dtypes; both
     say what was expected and what was given. On a GPU levels are not looked at: one out of range gives NaN.
@@ -252,12 +252,12 @@ def bernoulli_nll(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
 
     Differentiable once with respect to h, weight and bias (d nll / d z = sigmoid(z) - target); twice raises
     NotImplementedError, except under `pygen.backends.use("reference")`, which PyTorch differentiates. The backward
-    keeps the inputs alone and computes the logits again. The gradients of weight and bias are added in float64 over
-    blocks.
+    keeps the inputs alone and computes the logits again. The gradients of weight and bias are added over blocks, in
+    float64 on the CPU.
 
     torch.autocast leaves the op alone. Bytes moved: forward, h, weight and target in and nll out; backward, these and
-    the gradient of nll in, the gradients out. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, else the reference,
-    on CUDA too.
+    the gradient of nll in, the gradients out. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, Triton on CUDA,
+    else the reference.
 
     Raises ValueError for shapes, devices and (on the CPU) values that do not fit, TypeError for dtypes; both say what
     was expected and what was given. On a GPU values are not looked at: one that is neither 0 nor 1 gives NaN.
