@@ -1,4 +1,4 @@
-"""Output heads: PixelCNN's 256-way softmax at the sizes of its images."""
+"""Output heads: PixelCNN's 256-way softmax, and its sigmoid for binary images, at the sizes of its images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,21 @@ def cross_entropy(target: Tensor) -> Function:
     return call
 
 
+def binary_cross_entropy(target: Tensor) -> Function:
+    wanted = target.float()
+
+    def call(h: Tensor, weight: Tensor, bias: Tensor) -> Tensors:
+        logits = F.conv2d(h, weight[:, :, None, None], bias)
+        return (F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"),)
+
+    return call
+
+
 def case(
     shape: tuple[int, int, int, int], channels: int, levels: int, layout: str = "contiguous", **of_case: bool
 ) -> Case:
+    """levels: 0 for the Bernoulli head."""
+
     def build(device: torch.device) -> Problem:
         generator = torch.Generator(device).manual_seed(0)
         memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
@@ -32,26 +44,31 @@ def case(
         def normal(*size: int) -> Tensor:
             return torch.randn(size, generator=generator, device=device)
 
-        outputs, inputs = channels * levels, shape[1]
+        outputs, inputs = channels * max(1, levels), shape[1]
         h = normal(*shape).to(memory_format=memory_format)
         weight, bias = normal(outputs, inputs) / inputs**0.5, normal(outputs)
-        target = torch.randint(levels, (shape[0], channels, *shape[2:]), generator=generator, device=device)
+        target = torch.randint(levels or 2, (shape[0], channels, *shape[2:]), generator=generator, device=device)
         product = 2 * h.numel() * outputs
         fwd = Work(h.nbytes + target.nbytes + 4 * target.numel(), product)
         bwd = Work(2 * h.nbytes + target.nbytes + 4 * target.numel(), 2 * product)
 
+        op = "categorical_nll" if levels else "bernoulli_nll"
+        own, true = getattr(ops, op), getattr(reference, op)
+
         def ours(h: Tensor, weight: Tensor, bias: Tensor) -> Tensors:
-            return (ops.categorical_nll(h, weight, bias, target),)
+            return (own(h, weight, bias, target),)
 
         def truth(h: Tensor, weight: Tensor, bias: Tensor) -> Tensors:
-            return (reference.categorical_nll(h, weight, bias, target),)
+            return (true(h, weight, bias, target),)
 
-        eager = {"cross_entropy": cross_entropy(target)}
+        losses = {"cross_entropy": cross_entropy} if levels else {"binary_cross_entropy": binary_cross_entropy}
+        eager = {name: loss(target) for name, loss in losses.items()}
         work = {"fwd": fwd, "bwd": bwd, "full": fwd + bwd}
         return Problem(Inputs((h, weight, bias), layout), ours, eager, truth, work)
 
+    head = f"categorical-{channels}x{levels}" if levels else f"bernoulli-{channels}"
     suffix = "-channels_last" if layout == "channels_last" else ""
-    return Case("heads", f"categorical-{channels}x{levels}{suffix}-{'x'.join(map(str, shape))}", build, **of_case)
+    return Case("heads", f"{head}{suffix}-{'x'.join(map(str, shape))}", build, **of_case)
 
 
 CASES = (
@@ -61,4 +78,5 @@ CASES = (
     ),
     case((64, 64, 28, 28), 1, 256),
     case((64, 64, 28, 28), 1, 16),
+    case((64, 64, 28, 28), 1, 0),
 )

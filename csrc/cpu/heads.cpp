@@ -19,23 +19,25 @@ constexpr int64_t kGroups = 16;       // of tasks, each with sums of its own for
 
 bool fits(const Tensor& t, const Tensor& h) { return t.is_cpu() && t.scalar_type() == h.scalar_type(); }
 
-// The conditions of `_check` in pygen/ops/heads.py, without the messages.
-bool admits(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
+enum class Head { kCategorical, kBernoulli };
+
+// The conditions of `_Head.check` in pygen/ops/heads.py, without the messages. order: of the categorical head.
+bool admits(Head head, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
             std::string_view order) {
   if ((order != "channel" && order != "level") || h.dim() < 2 || !h.is_cpu() || !float_type(h.scalar_type()) ||
       weight.dim() != 2 || !fits(weight, h) || weight.size(1) != h.size(1) || !target.is_cpu() ||
-      !at::isIntegralType(target.scalar_type(), false) || target.dim() != h.dim() || target.size(0) != h.size(0) ||
-      target.sizes().slice(2) != h.sizes().slice(2)) {
+      !at::isIntegralType(target.scalar_type(), head == Head::kBernoulli) || target.dim() != h.dim() ||
+      target.size(0) != h.size(0) || target.sizes().slice(2) != h.sizes().slice(2)) {
     return false;
   }
   const int64_t outputs = weight.size(0), channels = target.size(1);
-  return channels > 0 && outputs > 0 && outputs % channels == 0 &&
+  return channels > 0 && outputs > 0 && (head == Head::kBernoulli ? outputs == channels : outputs % channels == 0) &&
          (!bias || (fits(*bias, h) && bias->sizes() == weight.sizes().slice(0, 1)));
 }
 
-bool in_range(const Tensor& target, int64_t levels) {
+bool in_range(const Tensor& target, int64_t values) {
   const auto* p = target.const_data_ptr<int64_t>();
-  return std::all_of(p, p + target.numel(), [&](int64_t level) { return level >= 0 && level < levels; });
+  return std::all_of(p, p + target.numel(), [&](int64_t value) { return value >= 0 && value < values; });
 }
 
 // weight or bias with their outputs in the other order: `inner` neighbours next to each other are `inner` apart.
@@ -75,36 +77,37 @@ struct Plan {
     tasks = (together ? 1 : h.size(0)) * a.blocks;
   }
   bool is_double() const { return h.scalar_type() == at::kDouble; }
+  int64_t values(Head head) const { return head == Head::kBernoulli ? 2 : args.levels; }  // of target
 };
 
-Tensor categorical_nll(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
-                       std::string_view order) {
-  const auto hand_over = [&] {
-    return refuse("pygen::categorical_nll", &categorical_nll, h, weight, bias, target, order);
-  };
-  if (!admits(h, weight, bias, target, order)) return hand_over();
+const HeadKernels& kernels_of(Head head) {
+  const HeadsKernels& all = kernels<HeadsKernels>();
+  return head == Head::kBernoulli ? all.bernoulli : all.categorical;
+}
+
+// Both return nothing for arguments that are not admitted.
+std::optional<Tensor> nll_of(Head head, const Tensor& h, const Tensor& weight, const OptionalTensor& bias,
+                             const Tensor& target, std::string_view order) {
+  if (!admits(head, h, weight, bias, target, order)) return {};
   Plan plan(h, weight, bias, target, order);
-  if (!in_range(plan.target, plan.args.levels)) return hand_over();
+  if (!in_range(plan.target, plan.values(head))) return {};
   Tensor nll = empty(target.sizes(), plan.h.scalar_type());
   plan.args.nll = nll.mutable_data_ptr();
-  const auto kernel = kernels<HeadsKernels>().categorical_nll[plan.is_double()];
+  const auto kernel = kernels_of(head).nll[plan.is_double()];
   at::parallel_for(0, plan.tasks, 1, [&](int64_t begin, int64_t end) { kernel(plan.args, begin, end); });
   return nll;
 }
 
-std::tuple<Tensor, Tensor, Tensor> categorical_nll_backward(const Tensor& grad, const Tensor& h, const Tensor& weight,
-                                                            const OptionalTensor& bias, const Tensor& target,
-                                                            std::string_view order, bool need_h, bool need_weight,
-                                                            bool need_bias) {
-  const auto hand_over = [&] {
-    return refuse("pygen::categorical_nll_backward", &categorical_nll_backward, grad, h, weight, bias, target, order,
-                  need_h, need_weight, need_bias);
-  };
-  if (!admits(h, weight, bias, target, order) || !grad.is_cpu() || grad.sizes() != target.sizes()) return hand_over();
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+std::optional<Gradients> gradients_of(Head head, const Tensor& grad, const Tensor& h, const Tensor& weight,
+                                      const OptionalTensor& bias, const Tensor& target, std::string_view order,
+                                      bool need_h, bool need_weight, bool need_bias) {
+  if (!admits(head, h, weight, bias, target, order) || !grad.is_cpu() || grad.sizes() != target.sizes()) return {};
   Plan plan(h, weight, bias, target, order);
   const auto type = plan.h.scalar_type(), storage = h.scalar_type();
   auto& a = plan.args;
-  if (grad.scalar_type() != type || !in_range(plan.target, a.levels)) return hand_over();
+  if (grad.scalar_type() != type || !in_range(plan.target, plan.values(head))) return {};
   need_bias = need_bias && bias;
   const Tensor g = grad.contiguous();
   Tensor grad_h =
@@ -116,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> categorical_nll_backward(const Tensor& grad, 
   const int64_t weights = need_weight ? weight.numel() : 0, own = weights + (need_bias ? a.outputs : 0);
   Tensor sums = empty({groups, own}, at::kDouble).zero_();
   auto* values = sums.mutable_data_ptr<double>();
-  const auto kernel = kernels<HeadsKernels>().categorical_nll_backward[plan.is_double()];
+  const auto kernel = kernels_of(head).nll_backward[plan.is_double()];
   at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
     for (; begin < end; ++begin) {
       HeadsArgs part = a;
@@ -133,12 +136,42 @@ std::tuple<Tensor, Tensor, Tensor> categorical_nll_backward(const Tensor& grad, 
     const Tensor sum = sums.select(0, 0).narrow(0, from, like.numel()).view(like.sizes());
     return (order == "level" ? swapped(sum, a.levels) : sum).to(storage, false, true);
   };
-  return {grad_h.to(storage), part(0, plan.weight, need_weight), part(weights, plan.bias, need_bias)};
+  return Gradients{grad_h.to(storage), part(0, plan.weight, need_weight), part(weights, plan.bias, need_bias)};
+}
+
+Tensor categorical_nll(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
+                       std::string_view order) {
+  auto nll = nll_of(Head::kCategorical, h, weight, bias, target, order);
+  return nll ? *nll : refuse("pygen::categorical_nll", &categorical_nll, h, weight, bias, target, order);
+}
+
+Gradients categorical_nll_backward(const Tensor& grad, const Tensor& h, const Tensor& weight,
+                                   const OptionalTensor& bias, const Tensor& target, std::string_view order,
+                                   bool need_h, bool need_weight, bool need_bias) {
+  auto grads = gradients_of(Head::kCategorical, grad, h, weight, bias, target, order, need_h, need_weight, need_bias);
+  return grads ? *grads
+               : refuse("pygen::categorical_nll_backward", &categorical_nll_backward, grad, h, weight, bias, target,
+                        order, need_h, need_weight, need_bias);
+}
+
+Tensor bernoulli_nll(const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const Tensor& target) {
+  auto nll = nll_of(Head::kBernoulli, h, weight, bias, target, "channel");
+  return nll ? *nll : refuse("pygen::bernoulli_nll", &bernoulli_nll, h, weight, bias, target);
+}
+
+Gradients bernoulli_nll_backward(const Tensor& grad, const Tensor& h, const Tensor& weight, const OptionalTensor& bias,
+                                 const Tensor& target, bool need_h, bool need_weight, bool need_bias) {
+  auto grads = gradients_of(Head::kBernoulli, grad, h, weight, bias, target, "channel", need_h, need_weight, need_bias);
+  return grads ? *grads
+               : refuse("pygen::bernoulli_nll_backward", &bernoulli_nll_backward, grad, h, weight, bias, target, need_h,
+                        need_weight, need_bias);
 }
 
 TORCH_LIBRARY_IMPL(pygen, CPU, m) {
   m.impl("categorical_nll", &categorical_nll);
   m.impl("categorical_nll_backward", &categorical_nll_backward);
+  m.impl("bernoulli_nll", &bernoulli_nll);
+  m.impl("bernoulli_nll_backward", &bernoulli_nll_backward);
 }
 
 }  // namespace

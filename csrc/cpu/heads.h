@@ -1,8 +1,9 @@
-// A 1x1 convolution and the categorical likelihood of its outputs, by blocks of sites whose logits stay in the cache;
-// one ISA tier. In PyTorch: reference/heads.py.
+// A 1x1 convolution and the likelihood that its outputs give, by blocks of sites whose logits stay in the cache; one
+// ISA tier. In PyTorch: reference/heads.py.
 #pragma once
 #include <limits>
 
+#include "gate_math.h"
 #include "gemm.h"
 #include "heads_args.h"
 
@@ -95,6 +96,9 @@ class HeadBlock {
   int64_t first_ = 0, site_ = 0, place_ = 0;
 };
 
+// --- the categorical head
+// ---------------------------------------------------------------------------------------------
+
 template <class T, class W>
 PYGEN_INLINE Vec<T> load_logits(const T* z, W w) {  // e^z = 0 past the last
   return Vec<T>::set(Vec<T>(-std::numeric_limits<T>::infinity()), Vec<T>::loadu(z, w), w);
@@ -132,36 +136,92 @@ inline T exponentials(std::conditional_t<kStore, T, const T>* z, int64_t n, T to
 }
 
 template <class T>
-void categorical_nll(const HeadsArgs& a, int64_t begin, int64_t end) {
-  HeadBlock<T> block(a);
-  for (int64_t task = begin; task < end; ++task) {
-    block.compute(task);
-    for (int64_t channel = 0; channel < a.channels; ++channel) {
-      for (int64_t i = 0; i < block.count; ++i) {
-        const T *z = block.logits(i, channel), top = largest(z, a.levels);
-        const int64_t at = block.at(i, channel);
-        const T sum = exponentials<false, T>(z, a.levels, top);
-        static_cast<T*>(a.nll)[at] = std::log(sum) + (top - z[a.target[at]]);
-      }
+void categorical_values(const HeadsArgs& a, HeadBlock<T>& block) {
+  for (int64_t channel = 0; channel < a.channels; ++channel) {
+    for (int64_t i = 0; i < block.count; ++i) {
+      const T *z = block.logits(i, channel), top = largest(z, a.levels);
+      const int64_t at = block.at(i, channel);
+      const T sum = exponentials<false, T>(z, a.levels, top);
+      static_cast<T*>(a.nll)[at] = std::log(sum) + (top - z[a.target[at]]);
     }
   }
 }
 
 template <class T>
-void categorical_nll_backward(const HeadsArgs& a, int64_t begin, int64_t end) {
-  HeadBlock<T> block(a);
-  for (int64_t task = begin; task < end; ++task) {
-    block.compute(task);
-    for (int64_t channel = 0; channel < a.channels; ++channel) {
-      for (int64_t i = 0; i < block.count; ++i) {
-        T* z = block.logits(i, channel);
-        const int64_t at = block.at(i, channel);
-        const T g = static_cast<const T*>(a.grad)[at];
-        const T factor = g / exponentials<true, T>(z, a.levels, largest<T>(z, a.levels));
-        for (int64_t l = 0; l < a.levels; ++l) z[l] *= factor;
-        z[a.target[at]] -= g;
-      }
+void categorical_gradients(const HeadsArgs& a, HeadBlock<T>& block) {
+  for (int64_t channel = 0; channel < a.channels; ++channel) {
+    for (int64_t i = 0; i < block.count; ++i) {
+      T* z = block.logits(i, channel);
+      const int64_t at = block.at(i, channel);
+      const T g = static_cast<const T*>(a.grad)[at];
+      const T factor = g / exponentials<true, T>(z, a.levels, largest<T>(z, a.levels));
+      for (int64_t l = 0; l < a.levels; ++l) z[l] *= factor;
+      z[a.target[at]] -= g;
     }
+  }
+}
+
+// --- the Bernoulli head
+// -----------------------------------------------------------------------------------------------
+
+// Calls f(logit, its place in target, nll and grad).
+template <class T, class F>
+inline void for_logits(const HeadsArgs& a, HeadBlock<T>& block, const F& f) {
+  for (int64_t i = 0; i < block.count; ++i) {
+    T* z = block.logits(i, 0);
+    const int64_t first = block.at(i, 0);
+    for (int64_t channel = 0; channel < a.channels; ++channel) f(z[channel], first + channel * a.area);
+  }
+}
+
+// A block's logits lie together: s = (1 - 2 target) z turns into f(s), vector by vector.
+template <class T, class F>
+inline void map_signed(const HeadsArgs& a, HeadBlock<T>& block, const F& f) {
+  for_logits(a, block, [&](T& z, int64_t at) { z = a.target[at] ? -z : z; });
+  T* z = block.logits(0, 0);
+  for_vectors<T>(block.count * a.outputs,
+                 [&](int64_t i, auto w) __attribute__((always_inline)) { f(Vec<T>::loadu(z + i, w)).store(z + i, w); });
+}
+
+template <class T>
+void bernoulli_values(const HeadsArgs& a, HeadBlock<T>& block) {
+  map_signed(a, block, [](const Vec<T>& s) __attribute__((always_inline)) {
+    const Exp<T> e = exp_parts<true>(s.abs().neg());
+    return at::vec::maximum(s, Vec<T>(T(0))) + scale2(e.m, e.n).log1p();
+  });
+  for_logits(a, block, [&](T z, int64_t at) { static_cast<T*>(a.nll)[at] = z; });
+}
+
+template <class T>
+void bernoulli_gradients(const HeadsArgs& a, HeadBlock<T>& block) {
+  map_signed(a, block, [](const Vec<T>& s) __attribute__((always_inline)) {
+    const Sigmoid<T> p = sigmoid_parts(s);
+    return scale2(p.top / p.bottom, p.n);
+  });
+  for_logits(a, block, [&](T& z, int64_t at) {
+    const T g = static_cast<const T*>(a.grad)[at];
+    z *= a.target[at] ? -g : g;
+  });
+}
+
+// --- any head
+// ---------------------------------------------------------------------------------------------------------
+
+template <class T, void (*kValues)(const HeadsArgs&, HeadBlock<T>&)>
+void head_nll(const HeadsArgs& a, int64_t begin, int64_t end) {
+  HeadBlock<T> block(a);
+  for (; begin < end; ++begin) {
+    block.compute(begin);
+    kValues(a, block);
+  }
+}
+
+template <class T, void (*kGradients)(const HeadsArgs&, HeadBlock<T>&)>  // kGradients: of the logits, in their place
+void head_nll_backward(const HeadsArgs& a, int64_t begin, int64_t end) {
+  HeadBlock<T> block(a);
+  for (; begin < end; ++begin) {
+    block.compute(begin);
+    kGradients(a, block);
     block.add_gradients();
   }
 }

@@ -3,7 +3,7 @@
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
-from .heads import categorical_nll
+from .heads import bernoulli_nll, categorical_nll
 from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import causal_conv1d, causal_taps, channel_links, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
@@ -12,6 +12,7 @@ from .random import dequantize
 __all__ = [
     "accumulate_moments",
     "affine_coupling",
+    "bernoulli_nll",
     "categorical_nll",
     "causal_conv1d",
     "causal_taps",

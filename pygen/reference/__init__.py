@@ -3,7 +3,7 @@
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
-from .heads import categorical_nll
+from .heads import bernoulli_nll, categorical_nll
 from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
@@ -11,6 +11,7 @@ from .moments import accumulate_moments
 __all__ = [
     "accumulate_moments",
     "affine_coupling",
+    "bernoulli_nll",
     "categorical_nll",
     "concat_elu",
     "gated_activation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._lib import without_autocast
@@ -13,14 +14,30 @@ def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(dtype)[..., None].flatten(2)
 
 
-def _log_probabilities(h: Tensor, weight: Tensor, bias: Tensor | None, channels: int, order: str) -> Tensor:
-    """[B, channels, levels, N] of N sites."""
-    weight = by_channel(weight, channels, order)
+def _logits(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[B, Cout, N] of N sites."""
     dtype = torch.promote_types(h.dtype, torch.float32)  # float16 and bfloat16 are storage types
     with without_autocast(h):
-        logits = weight.to(dtype).expand(h.shape[0], -1, -1).bmm(_flat(h, dtype))  # [B, Cout, N]
-    if bias is not None:
-        logits = logits + by_channel(bias, channels, order).to(dtype)[:, None]
+        logits = weight.to(dtype).expand(h.shape[0], -1, -1).bmm(_flat(h, dtype))
+    return logits if bias is None else logits + bias.to(dtype)[:, None]
+
+
+def _gradients(grad: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """With respect to h, weight and bias (empty without one), from that of the logits [B, Cout, N]."""
+    with without_autocast(h):
+        grad_h = (weight.to(grad).mT @ grad).reshape(h.shape)
+        grad_weight = torch.einsum("bon,bcn->oc", grad, _flat(h, grad.dtype))
+    grad_bias = grad.sum((0, 2)) if bias is not None else grad.new_empty(0)
+    return grad_h.to(h.dtype), grad_weight.to(weight.dtype), grad_bias.to(h.dtype)
+
+
+# --- categorical_nll --------------------------------------------------------------------------------------------------
+
+
+def _log_probabilities(h: Tensor, weight: Tensor, bias: Tensor | None, channels: int, order: str) -> Tensor:
+    """[B, channels, levels, N] of N sites."""
+    bias = None if bias is None else by_channel(bias, channels, order)
+    logits = _logits(h, by_channel(weight, channels, order), bias)
     grouped: Tensor = logits.unflatten(1, (channels, weight.shape[0] // channels))
     return grouped.log_softmax(2)
 
@@ -57,9 +74,30 @@ def categorical_nll_backward(
     inside = (level >= 0) & (level < log_p.shape[2])
     grad = (g * log_p.exp()).scatter_add(2, level.clamp(0, log_p.shape[2] - 1), -g)
     grad = torch.where(inside, grad, torch.nan).flatten(1, 2)  # [B, Cout, N]
-    with without_autocast(h):
-        grad_h = (by_channel(weight, channels, order).to(grad).mT @ grad).reshape(h.shape)
-        grad_weight = torch.einsum("bon,bcn->oc", grad, _flat(h, grad.dtype))
-    grad_bias = grad.sum((0, 2)) if bias is not None else grad.new_empty(0)
-    grad_weight, grad_bias = (from_channel(t, channels, order) if t.numel() else t for t in (grad_weight, grad_bias))
-    return grad_h.to(h.dtype), grad_weight.to(weight.dtype), grad_bias.to(h.dtype)
+    grad_h, *others = _gradients(grad, h, by_channel(weight, channels, order), bias)
+    grad_weight, grad_bias = (from_channel(t, channels, order) if t.numel() else t for t in others)
+    return grad_h, grad_weight, grad_bias
+
+
+# --- bernoulli_nll ----------------------------------------------------------------------------------------------------
+
+
+def _signs(target: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 - 2 target, [B, channels, N]; NaN where it is neither 0 nor 1."""
+    bit = _flat(target, torch.int64)
+    return torch.where((bit == 0) | (bit == 1), 1 - 2 * bit, torch.nan).to(dtype)
+
+
+def bernoulli_nll(h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+    """See `pygen.ops.bernoulli_nll`. Where target is neither 0 nor 1 the result is NaN."""
+    z = _logits(h, weight, bias)
+    return -F.logsigmoid(-_signs(target, z.dtype) * z).reshape(target.shape)
+
+
+def bernoulli_nll_backward(
+    grad_nll: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to h, weight and bias (empty without one), by formula: d z = g (sigmoid(z) - target)."""
+    z = _logits(h, weight, bias)
+    sign = _signs(target, z.dtype)
+    return _gradients(_flat(grad_nll, z.dtype) * sign * torch.sigmoid(sign * z), h, weight, bias)

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import pygen
-from pygen.kernels import coupling, masked_conv
+from pygen.kernels import coupling, heads, masked_conv
 from pygen.ops.coupling import CouplingOptions
 from pygen.ops.masked_conv import ConvOptions
+from pygen.reference import heads as reference_heads
 from tests.contract.conftest import _uninitialised_memory_is_nan  # noqa: F401
 from tests.contract.params import few, small
 from tests.coupling.samples import KINDS, sample
@@ -25,6 +26,7 @@ from tests.harness import checks
 from tests.harness.calls import UPSTREAM
 from tests.harness.layouts import LAYOUTS
 from tests.harness.spec import F32, F64, OpSpec, Sample
+from tests.heads import samples as heads_samples
 from tests.masked_conv import samples as convolutions
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of values that no one uses
@@ -155,6 +157,41 @@ def test_codes_out_of_range_give_nan(code):
     )
     seen = torch.stack([torch.stack([(part == k).sum() for k in range(7)]) for part in (x[:, :-1], x[..., :-1])])
     assert torch.equal(grads[1], seen[..., None].expand(2, 7, 5).float())
+
+
+# --- heads -----------------------------------------------------------------------------------------------------------
+
+
+def wide_samples(spec: OpSpec) -> Iterable[Sample]:
+    """Several tiles of outputs, blocks of sites and chains of a logit's terms; gradients of inputs in several steps."""
+    if spec.name == "categorical_nll":
+        yield heads_samples.sample("wide", (2, 140, 70), 2, 70, order="level")
+    if spec.name == "bernoulli_nll":
+        yield heads_samples.bits("wide", (2, 140, 70), 70)
+
+
+@every(wide_samples)
+@pytest.mark.parametrize("programs", [heads.PROGRAMS, 8, 1])
+def test_shares_of_the_sites(spec, sample, programs, monkeypatch):
+    """Each program that sums over sites takes one block of them, some, or all."""
+    monkeypatch.setattr(heads, "PROGRAMS", programs)
+    checks.accuracy(spec, sample)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "options"), [("categorical_nll", 4, {"order": "level"}), ("bernoulli_nll", 2, {})]
+)
+def test_targets_out_of_range_give_nan(name, outputs, options):
+    """Nobody looks at them on a GPU. NaN is where the reference has it."""
+    given = (torch.randn(5, 4, 3), torch.randn(outputs, 4), torch.randn(outputs))
+    given += (torch.tensor([[0, 1], [0, 2], [1, 1], [-1, 0], [1, 2**40]])[:, :, None].expand(5, 2, 3),)
+    grad, backward = torch.randn(5, 2, 3), f"{name}_backward"
+    ours = getattr(heads, f"launch_{name}")(*given, *options.values())
+    grads = getattr(heads, f"launch_{backward}")(grad, *given, *options.values(), True, True, True)
+    true = getattr(reference_heads, name)(*given, **options)
+    true_grads = getattr(reference_heads, backward)(grad, *given, **options)
+    for t, expected in zip((ours, *grads), (true, *true_grads), strict=True):
+        torch.testing.assert_close(t, expected, equal_nan=True)
 
 
 # --- polar, accumulate_moments ---------------------------------------------------------------------------------------

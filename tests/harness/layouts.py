@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def _padded(numel: int, like: Tensor) -> Tensor:
-    """Memory for `numel` elements that holds what must never be read: NaN, or the largest integer."""
-    junk = float("nan") if like.is_floating_point() else torch.iinfo(like.dtype).max
+    """Memory for `numel` elements that holds what must never be read: NaN, the largest integer, or True."""
+    junk = float("nan") if like.is_floating_point() else like.dtype == torch.bool or torch.iinfo(like.dtype).max
     return torch.full((numel,), junk, dtype=like.dtype, device=like.device)
 
 

@@ -1,4 +1,4 @@
-"""What is special to categorical_nll: memory, levels that a GPU does not look at, a likelihood that sums to one."""
+"""What is special to heads: memory, values that a GPU does not look at, likelihoods that sum to one, far tails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from pygen import _ext, ops, reference
 
@@ -52,3 +53,45 @@ def test_levels_out_of_range_are_nan_where_nobody_looks() -> None:
     target = torch.tensor([[0], [3], [-1]])
     nll = reference.categorical_nll(torch.randn(3, 4), torch.randn(3, 4), None, target)
     assert nll.isnan().flatten().tolist() == [False, True, True]
+
+
+# --- bernoulli_nll ----------------------------------------------------------------------------------------------------
+
+
+def test_two_probabilities_sum_to_one() -> None:
+    h, weight, bias = torch.randn(9, 5), torch.randn(3, 5), torch.randn(3)
+    p = [ops.bernoulli_nll(h, weight, bias, torch.full((9, 3), bit)).neg().exp() for bit in (0, 1)]
+    torch.testing.assert_close(p[0] + p[1], torch.ones(9, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_far_tails(dtype: torch.dtype) -> None:
+    """Both losses and both gradients, where z - log sigmoid(z) and 1 - sigmoid(z) are 0 to rounding."""
+    z = torch.tensor([[20.0], [40.0], [80.0]], dtype=dtype)
+    small = z.neg().exp()
+    for bit, sign in ((1, 1), (0, -1)):
+        leaf = (sign * z).requires_grad_()
+        nll = ops.bernoulli_nll(leaf, torch.ones(1, 1, dtype=dtype), None, torch.full((3, 1), bit))
+        nll.sum().backward()
+        torch.testing.assert_close(nll, small, rtol=1e-6, atol=0)
+        torch.testing.assert_close(leaf.grad, -sign * small, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_reference_has_second_derivatives(bias: bool) -> None:
+    """Where the logit is 0 too, at which neither the larger of z and 0 nor |z| has a derivative."""
+    h, weight = torch.randn(3, 2).double(), torch.randn(2, 2).double()
+    h[0] = 0
+    leaves = [t.requires_grad_() for t in (h, weight, *([torch.randn(2).double()] if bias else []))]
+    target = torch.tensor([[0, 1], [1, 0], [1, 1]])
+
+    def nll(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return reference.bernoulli_nll(h, weight, bias, target)
+
+    assert torch.autograd.gradcheck(nll, leaves)
+    assert torch.autograd.gradgradcheck(nll, leaves)
+
+
+def test_what_is_no_bit_is_nan_where_nobody_looks() -> None:
+    nll = reference.bernoulli_nll(torch.randn(4, 3), torch.randn(1, 3), None, torch.tensor([[0], [1], [2], [-1]]))
+    assert nll.isnan().flatten().tolist() == [False, False, True, True]
