@@ -1,7 +1,8 @@
 """Training steps of the PixelCNN family: forward and backward of the loss, by all weights.
 
-Eager is the model as users write it: dense kernels, masked or cropped to the rows that live taps are in, the gates,
-concatenated ELUs and likelihoods in torch's functions.
+Eager is the model as users write it: dense kernels, the gates, concatenated ELUs and likelihoods in torch's functions.
+Kernels are masked in GatedPixelCNN and cropped to the taps in PixelCNN++, as their authors have it; "crop": in the former
+as well.
 """
 
 from __future__ import annotations
@@ -192,17 +193,18 @@ def case(
             with backends.use("reference"):
                 return by(double)(*tensors)
 
-        forms = {
-            f"{'cropped' if crop else 'masked'}{'-channels_last' if last else ''}": by(
-                eager_of(model, crop, last), "model."
-            )
-            for crop in (False, True)
-            for last in (False, True)
-        }
+        def forms(crop: bool) -> dict[str, Function]:
+            return {
+                name: by(eager_of(model, crop, last), "model.")
+                for name, last in (("contiguous", False), ("channels_last", True))
+            }
+
         weights = sum(t.nbytes for t in tensors)
         fwd = Work(weights + levels.nbytes, products(model, levels))
         bwd = Work(2 * weights, 2 * fwd.flops)
-        return Problem(Inputs(tensors), by(model), forms, truth, {"full": fwd + bwd})
+        work, masked = {"full": fwd + bwd}, eager_of is EagerGated
+        peers = {"crop": lambda: forms(True)["channels_last"]} if masked else {}
+        return Problem(Inputs(tensors), by(model), forms(not masked), truth, work, peers)
 
     return Case("pixelcnn", f"{name}-{'x'.join(map(str, shape))}", build, modes=("full",), **of_case)
 

@@ -334,7 +334,7 @@ def test_results_page_is_what_the_committed_files_say() -> None:
         (["spline?"], "'spline?' is not"),
         (["--device", "tpu7"], "tpu7"),
         (["--device", "meta"], "expected cpu or cuda"),
-        (["--case", "nothing like it"], "no case of coupling, random has 'nothing like it'"),
+        (["--case", "nothing like it"], f"no case of {', '.join(OPS)} has 'nothing like it'"),
     ],
 )
 def test_arguments_that_are_refused(arguments: list[str], message: str) -> None:
