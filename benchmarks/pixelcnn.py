@@ -1,8 +1,8 @@
 """Training steps of the PixelCNN family: forward and backward of the loss, by all weights.
 
 Eager is the model as users write it: dense kernels, the gates, concatenated ELUs and likelihoods in torch's functions.
-Kernels are masked in GatedPixelCNN and cropped to the taps in PixelCNN++, as their authors have it; "crop": in the former
-as well.
+Kernels are masked in GatedPixelCNN and cropped to the taps in PixelCNN++, as their authors have it; "crop": in the
+former as well.
 """
 
 from __future__ import annotations
