@@ -109,7 +109,7 @@ def exp_parts(u):
 
 
 @triton.jit
-def _sigmoid(b):
+def sigmoid(b):
     """sigmoid(b) = top 2^n, and its derivative slope 2^k."""
     m, k = exp_parts(-tl.abs(b))
     inverse = div(tl.full(b.shape, 1.0, b.dtype), 1.0 + scale2(m, k))
@@ -120,14 +120,14 @@ def _sigmoid(b):
 @triton.jit
 def gate(a, b, LINEAR: tl.constexpr):
     """tanh(a) sigmoid(b), or a sigmoid(b)."""
-    top, n, _, _ = _sigmoid(b)
+    top, n, _, _ = sigmoid(b)
     return scale2((a if LINEAR else tanh(a)) * top, n)
 
 
 @triton.jit
 def gate_backward(g, a, b, LINEAR: tl.constexpr):
     """The gradients of a and b, for g that of the gate."""
-    top, n, slope, j = _sigmoid(b)
+    top, n, slope, j = sigmoid(b)
     grad_a = times(g, top, n)
     if LINEAR:
         half = j >> 1  # a and g may both be large

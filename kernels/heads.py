@@ -17,7 +17,6 @@ import triton.language as tl
 
 from .._lib import layout
 from . import _math as pm
-from .gates import _sigmoid
 
 TERMS = 128  # of a logit's sum in one chain: an error of a logit is a relative one of e^logit
 DEPTH = 16  # of the slices that are multiplied at once: what a thread holds of them fits its registers
@@ -132,7 +131,7 @@ def _slopes(z, grad, target, top, total, place, inside, channel, level, live, ar
     else:
         at = place[:, None] + level[None, :].to(tl.int64) * area
         g, bit = tl.load(grad + at, there, 0.0), tl.load(target + at, there, 0)
-        p, n, _, _ = _sigmoid(tl.where(bit == 0, z, -z))
+        p, n, _, _ = pm.sigmoid(tl.where(bit == 0, z, -z))
         d = pm.times(tl.where(bit == 0, g, -g), p, n)
         d = tl.where((bit == 0) | (bit == 1), d, float("nan"))
     return tl.where(there, d, 0.0)

@@ -135,13 +135,16 @@ def true_nuclear_norm(b: Tensor) -> Tensor:
     return reference.polar(b)[1]
 
 
-def null_directions(
+def undetermined(
     s: Sample, inputs: Mapping[str, Any], outputs: Any, upstream: Mapping[str, Tensor], dtypes: Dtypes
 ) -> dict[str, float]:
-    """Where b is singular (a layout repeats its rows) the polar factor there is any of length 1 at most."""
+    """Where b is singular (a layout repeats its rows) the polar factor there is any of length 1 at most. Elsewhere: eps,
+    the rounding of an iteration's last step in sums of products of rows of length 1, which a library's singular vectors
+    of small matrices may be spared on some processors."""
     values = torch.linalg.svdvals(inputs["b"].double()) if inputs["b"].numel() else torch.ones(1, 1)
     singular = (values[..., -1] < 1e-3 * values[..., 0]).any()
-    return {"grad_b": 2 * upstream["norm"].double().abs().max().item()} if singular else {}
+    largest = upstream["norm"].double().abs().amax().item() if upstream["norm"].numel() else 0.0
+    return {"grad_b": largest * (2 if singular else torch.finfo(dtypes.data).eps)}
 
 
 register(
@@ -154,7 +157,7 @@ register(
         roles={"b": "data"},
         batched=frozenset(("b", "norm")),
         order=1,
-        allowance=null_directions,
+        allowance=undetermined,
         dtypes=(F32, F64),
         samples=matrices,
         shapes=matrix_shapes,

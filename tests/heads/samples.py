@@ -225,9 +225,8 @@ def calling(op: Any) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def those_needed(gradients: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """The reference's gradients; those that are not asked for are empty."""
-
     def call(need_h: bool, need_weight: bool, need_bias: bool, **arguments: Any) -> tuple[Tensor, ...]:
+        """The reference's gradients; those that are not asked for are empty."""
         needs = (need_h, need_weight, need_bias)
         return tuple(g if need else g.new_empty(0) for g, need in zip(gradients(**arguments), needs, strict=True))
 

@@ -99,7 +99,7 @@ class Completer(Model):
         self,
         first: int,
         x: Tensor,
-        known: Tensor,
+        unknown: Tensor,
         y: Tensor | None,
         context: Tensor | None,
         seed: int,
@@ -110,7 +110,7 @@ class Completer(Model):
         drawn = (
             (temperature * noise).long() + (0 if y is None else y[:, None, None, None]) + x.sum((1, 2, 3), keepdim=True)
         )
-        return torch.where(known, x, drawn % 17).to(torch.uint8)
+        return torch.where(unknown, drawn % 17, x).to(torch.uint8)
 
 
 def test_a_model_without_complete_says_so() -> None:
