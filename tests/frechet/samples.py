@@ -138,9 +138,11 @@ def true_nuclear_norm(b: Tensor) -> Tensor:
 def undetermined(
     s: Sample, inputs: Mapping[str, Any], outputs: Any, upstream: Mapping[str, Tensor], dtypes: Dtypes
 ) -> dict[str, float]:
-    """Where b is singular (a layout repeats its rows) the polar factor there is any of length 1 at most. Elsewhere: eps,
-    the rounding of an iteration's last step in sums of products of rows of length 1, which a library's singular vectors
-    of small matrices may be spared on some processors."""
+    """Where b is singular (a layout repeats its rows) the polar factor there is any of length 1 at most.
+
+    Elsewhere: eps, the rounding of an iteration's last step in sums of products of rows of length 1, which a library's
+    singular vectors of small matrices may be spared on some processors.
+    """
     values = torch.linalg.svdvals(inputs["b"].double()) if inputs["b"].numel() else torch.ones(1, 1)
     singular = (values[..., -1] < 1e-3 * values[..., 0]).any()
     largest = upstream["norm"].double().abs().amax().item() if upstream["norm"].numel() else 0.0
