@@ -19,7 +19,7 @@ from ..nn import dequantize
 from ..training import Options
 from .fit import fit
 
-STEPS, FLAT_STEPS, FLAT = 500, 2500, "moons"
+STEPS, FLAT_STEPS, FLAT = 500, 2000, "moons"
 
 
 def run(out: Path, seed: int, steps: int | None, console: Console) -> None:

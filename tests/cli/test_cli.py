@@ -214,7 +214,7 @@ def test_demo_ends_with_the_quick_benchmark(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "stand_in", module)
     monkeypatch.setitem(cli._COMMANDS, "bench", "stand_in")
     result = invoke("demo", "--steps", "1", "--out", str(tmp_path))
-    assert result.output.rstrip().endswith("benchmark of (), quick=True")
+    assert result.output.rstrip().endswith("'logistic_mixture'), quick=True")
     assert result.exit_code == 3
     monkeypatch.setitem(cli._COMMANDS, "bench", "pygen.nowhere")
     monkeypatch.setattr(sections, "run", lambda *_, **__: None)
