@@ -51,6 +51,7 @@ class Problem:
     reference: the truth, called with float64 copies of the inputs.
     work: by mode; "full" is their sum.
     tolerance: an absolute error that ours may have anyway, where outputs are differences of larger numbers.
+    slack: times the usual bounds of every arm, for nets, whose layers amplify each other's rounding.
     """
 
     inputs: Inputs
@@ -61,6 +62,7 @@ class Problem:
     peers: dict[str, Callable[[], Function]] = field(default_factory=dict)
     likes: dict[str, Inputs] = field(default_factory=dict)
     tolerance: float = 0.0
+    slack: float = 1.0
 
 
 @dataclass(frozen=True)

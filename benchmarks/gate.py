@@ -67,7 +67,7 @@ class Gate:
         inputs = problem.inputs
         double = Inputs(tuple(t.double() for t in inputs.tensors), inputs.layout)
         self.truth = results(bind(problem.reference, double, case.records))
-        self.tolerance = problem.tolerance
+        self.tolerance, self.slack = problem.tolerance, problem.slack
         self.eps = torch.finfo(case.dtype).eps
         self.float64 = case.dtype == torch.float64
         self.eager = [self.errors(bind(f, inputs, case.records)) for f in problem.eager.values()]
@@ -81,14 +81,14 @@ class Gate:
         """None when ours is right, else what is wrong."""
         ulps = 8 if self.float64 else 1
         bounds = {
-            name: 2 * min(e[name] for e in self.eager) + ulps * self.eps * _size(truth) + self.tolerance
+            name: self.slack * (2 * min(e[name] for e in self.eager) + ulps * self.eps * _size(truth)) + self.tolerance
             for name, truth in self.truth.items()
         }
         return self._judge(self.errors(bound), bounds)
 
     def baseline(self, bound: Bound) -> str | None:
         """None when an arm computes the same function, else what differs."""
-        bounds = {name: math.sqrt(self.eps) * _size(truth) for name, truth in self.truth.items()}
+        bounds = {name: self.slack * math.sqrt(self.eps) * _size(truth) for name, truth in self.truth.items()}
         return self._judge(self.errors(bound), bounds)
 
     def _judge(self, errors: dict[str, float], bounds: dict[str, float]) -> str | None:

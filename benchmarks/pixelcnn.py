@@ -204,7 +204,7 @@ def case(
         bwd = Work(2 * weights, 2 * fwd.flops)
         work, masked = {"full": fwd + bwd}, eager_of is EagerGated
         peers = {"crop": lambda: forms(True)["channels_last"]} if masked else {}
-        return Problem(Inputs(tensors), by(model), forms(not masked), truth, work, peers)
+        return Problem(Inputs(tensors), by(model), forms(not masked), truth, work, peers, slack=4)
 
     return Case("pixelcnn", f"{name}-{'x'.join(map(str, shape))}", build, modes=("full",), **of_case)
 
