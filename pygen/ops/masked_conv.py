@@ -566,12 +566,19 @@ def channel_links(
     gated: bool = False,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Which entries of weight [Cin, Cout] at the tap (0, 0) a channel mask leaves: bool; see `masked_conv2d`."""
+    """Which entries of weight [Cin, Cout] at the tap (0, 0) a channel mask leaves: bool; see `masked_conv2d`.
+
+    Raises ValueError for another mask, and for channels (of one half in front of a gate) that the groups do not divide.
+    """
+    _one_of("channel_mask", channel_mask, CHANNEL_MASKS)
+    parts = channel_groups * (2 if gated else 1)
+    for name, channels, groups in (("channels_in", channels_in, channel_groups), ("channels_out", channels_out, parts)):
+        if channel_groups < 1 or channels % groups:
+            raise ValueError(f"channel_links: expected {name} divisible by {groups}, got {channels}")
     where = (channel_groups, interleaved, torch.device(device))
     group_in, group_out = (
         reference.group_of(n, *where, half) for n, half in ((channels_in, False), (channels_out, gated))
     )
-    _one_of("channel_mask", channel_mask, CHANNEL_MASKS)
     return group_in[:, None] < group_out + (channel_mask == "B")
 
 

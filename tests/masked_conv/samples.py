@@ -234,8 +234,10 @@ def rounded_preactivations(
     s: Sample, inputs: Mapping[str, Any], outputs: Any, upstream: Mapping[str, Tensor], dtypes: Dtypes
 ) -> dict[str, float]:
     """What the backward keeps is rounded to 16 bits, which autograd's is not: an activation's slope is off by up to
-    half of eps, and the gradients by sums of such, of either sign: thrice their standard deviation."""
-    if dtypes.data.itemsize > 2 or s.options.get("activation") is None or not upstream["y"].numel():
+    half of eps, and the gradients by sums of such, of either sign: thrice their standard deviation. (Seen: a drawn
+    gate in bfloat16 whose gradient is 0.0016 off where eager's errors allow 0.0005.)"""
+    smooth = s.options.get("activation") in ("elu", "gate", "glu")  # of relu the slope is not rounded
+    if dtypes.data.itemsize > 2 or not smooth or not upstream["y"].numel():
         return {}
     each = 1.5 * torch.finfo(dtypes.data).eps * upstream["y"].double().abs().max().item()
     x, weight, sites = inputs["x"], inputs["weight"], upstream["y"][:, 0].numel()

@@ -350,6 +350,8 @@ def test_errors() -> None:
         MixtureHead(4, 3, 70000)
     with pytest.raises(TypeError, match="activaton"):
         MaskedConv2d(4, 4, ((0, 0),), activaton="relu")
+    with pytest.raises(ValueError, match="channels_out divisible by 6, got 9"):
+        ops.channel_links(3, 9, "A", gated=True)
     with pytest.raises(ValueError, match="distinct taps"):
         MaskedConv2d(4, 4, ((0, 0), (0, 0)))
     with pytest.raises(ValueError, match="at least one tap"):
