@@ -83,8 +83,8 @@ bool read_levels(const MixtureNllArgs& a, int64_t at, int64_t pixels, const Leve
 
 enum class Method { kFine, kCoarse, kOpenai };
 
-// A term is computed in two steps, the first one for all components before the second: a chain of operations as long as
-// both would leave most of a core idle, which does not look far enough ahead to begin the next component's.
+// A term is computed in two steps, the first one for all components before the second: a core does not look far enough
+// ahead to begin the next component's beside a chain of operations as long as both.
 
 // What the exponentials are of, and they, in memory from one step to the other.
 template <class T>
