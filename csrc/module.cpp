@@ -13,6 +13,7 @@
 
 namespace pygen {
 const Table* table = nullptr;
+extern thread_local PyObject* sampler_progress;  // in cpu/causal_sampler.cpp
 
 namespace {
 
@@ -107,9 +108,20 @@ PyObject* quick(PyObject*, PyObject* args) {
   END_HANDLE_TH_ERRORS
 }
 
+// --- progress --------------------------------------------------------------------------------------------------------
+
+PyObject* report_to(PyObject*, PyObject* progress) {
+  PyObject* previous = sampler_progress;
+  sampler_progress = progress == Py_None ? nullptr : progress;
+  Py_XINCREF(sampler_progress);
+  Py_XDECREF(previous);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"use", use, METH_O, "use(table): calls this tier's kernels from now on."},
     {"quick", quick, METH_VARARGS, "quick(name, op): a function that calls an op whose outputs are tensors."},
+    {"report_to", report_to, METH_O, "report_to(f): long calls of this thread call f(done, total); None: no more."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -48,6 +48,12 @@ def quick(op: Any) -> Any:
     return op if _glue is None else _glue.quick(op._schema.name, op)
 
 
+def report_to(progress: Any) -> None:
+    """Has long native calls of this thread call progress(rows done, rows) now and then; None: no more."""
+    if _glue is not None:
+        _glue.report_to(progress)
+
+
 def _capability() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     return capability if capability in TIER_NAMES else "DEFAULT"

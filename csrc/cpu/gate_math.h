@@ -84,6 +84,28 @@ PYGEN_INLINE GateGradient<T> gate_backward(const Vec<T>& a, const Vec<T>& b, con
   }
 }
 
+// --- other activations -----------------------------------------------------------------------------------------------
+
+template <class T>
+PYGEN_INLINE Vec<T> relu(const Vec<T>& x) {
+  const Vec<T> zero(T(0));
+  return select(less(x, zero), zero, x);
+}
+
+template <class T>
+PYGEN_INLINE Vec<T> elu(const Vec<T>& x) {
+  const Vec<T> zero(T(0));
+  return select(less(zero, x), x, expm1(at::vec::clamp_max(x, zero)));
+}
+
+// elu(x) and elu(-x), from one exponential
+template <class T>
+PYGEN_INLINE void concat_elu(const Vec<T>& x, Vec<T>& first, Vec<T>& second) {
+  const Vec<T> zero(T(0)), e = expm1(x.abs().neg());
+  first = select(less(zero, x), x, e);
+  second = select(less(x, zero), x.neg(), e);
+}
+
 }  // namespace
 }  // namespace CPU_CAPABILITY
 }  // namespace pygen

@@ -175,9 +175,10 @@ void concat_elu(const GatesArgs& args, int64_t begin, int64_t end) {
     const T* x = in.read(args.x, at.narrow, at.n);
     T *first = out_a.at(at.wide), *second = out_b.at(at.wide + args.half);
     for_vectors<T>(at.n, [&](int64_t i, auto w) __attribute__((always_inline)) {
-      const V v = V::loadu(x + i, w), zero(T(0)), e = expm1(v.abs().neg());
-      select(less(zero, v), v, e).store(first + i, w);
-      select(less(v, zero), v.neg(), e).store(second + i, w);
+      V positive, negative;
+      concat_elu(V::loadu(x + i, w), positive, negative);
+      positive.store(first + i, w);
+      negative.store(second + i, w);
     });
     out_a.finish(at.n);
     out_b.finish(at.n);

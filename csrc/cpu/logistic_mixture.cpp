@@ -70,23 +70,15 @@ bool describe(MixtureArgs& a, const Tensor& p, int64_t channels, const MixtureOp
   if (own && o.layout != 2 && channels != 1 && channels != 3) return false;
   const int64_t pairs = own ? channels * (channels - 1) / 2 : 0, each = 1 + 2 * channels + pairs;
   if (p.size(1) == 0 || p.size(1) % each != 0) return false;
-  const int64_t k = p.size(1) / each, kinds = pairs ? 3 : 2, block = kinds * k, area = p.size(2) * p.size(3);
+  const int64_t area = p.size(2) * p.size(3);
   const bool one = area == 1;
   a.samples = one ? 1 : p.size(0), a.area = one ? p.size(0) : area;
-  a.channels = channels, a.mixtures = k, a.parameters = p.size(1);
+  a.channels = channels, a.mixtures = p.size(1) / each, a.parameters = p.size(1);
   a.autoregressive = own;
   a.last = o.levels - 1;
   a.p = p.const_data_ptr();
   a.p_at = pixels(p);
-  const int64_t kind = o.layout == 0 ? k : 1, mixture = o.layout == 0 ? 1 : kinds;  // "openai", else "flax"
-  a.means = {k, block, mixture};
-  a.log_scales = {k + kind, block, mixture};
-  a.coefficients = {k + 2 * kind, block, mixture};
-  if (o.layout == 2) {
-    a.means = {k, 1, channels};
-    a.log_scales = {k + k * channels, 1, channels};
-    a.coefficients = {k + 2 * k * channels, 1, pairs};
-  }
+  set_places(a, o.layout);
   return true;
 }
 

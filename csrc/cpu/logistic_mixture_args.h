@@ -26,6 +26,20 @@ struct MixtureArgs {
   MixturePixels p_at;
 };
 
+// Where a layout ("openai", "flax", "tfp") has its kinds of parameters, for the numbers that `a` says already.
+inline void set_places(MixtureArgs& a, int64_t layout) {
+  const int64_t k = a.mixtures, channels = a.channels, pairs = a.autoregressive ? channels * (channels - 1) / 2 : 0;
+  const int64_t kinds = pairs ? 3 : 2, kind = layout == 0 ? k : 1, mixture = layout == 0 ? 1 : kinds;
+  a.means = {k, kinds * k, mixture};
+  a.log_scales = {k + kind, kinds * k, mixture};
+  a.coefficients = {k + 2 * kind, kinds * k, mixture};
+  if (layout == 2) {
+    a.means = {k, 1, channels};
+    a.log_scales = {k + k * channels, 1, channels};
+    a.coefficients = {k + 2 * k * channels, 1, pairs};
+  }
+}
+
 struct MixtureNllArgs : MixtureArgs {
   const void* x;
   bool integers;

@@ -530,7 +530,6 @@ template <class T>
 void activate(ConvActivation activation, const T* pre, int64_t step, int64_t half, int64_t channels, int64_t n, T* y,
               int64_t y_step) {
   using V = Vec<T>;
-  const V zero(T(0));
   const auto each = [&](auto&& f) {
     for (int64_t q = 0; q < n; ++q, pre += step, y += y_step) {
       for (int64_t c = 0; c < channels; c += V::size()) f(pre + c).store(y + c);
@@ -538,12 +537,9 @@ void activate(ConvActivation activation, const T* pre, int64_t step, int64_t hal
   };
   switch (activation) {
     case ConvActivation::kRelu:
-      return each([&](const T* p) { return select(less(V::loadu(p), zero), zero, V::loadu(p)); });
+      return each([&](const T* p) { return relu(V::loadu(p)); });
     case ConvActivation::kElu:
-      return each([&](const T* p) {
-        const V x = V::loadu(p);
-        return select(less(zero, x), x, expm1(at::vec::clamp_max(x, zero)));
-      });
+      return each([&](const T* p) { return elu(V::loadu(p)); });
     case ConvActivation::kGate:
       return each([&](const T* p) { return gate<Gate::kTanh>(V::loadu(p), V::loadu(p + half)); });
     case ConvActivation::kGlu:

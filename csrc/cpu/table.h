@@ -13,6 +13,7 @@ struct HeadsKernels;
 struct MixtureKernels;
 struct MomentsKernels;
 struct RandomKernels;
+struct SamplerKernels;
 
 struct ProbeKernels {
   // Runs 20 independent chains of `n` fused multiply-adds on full vectors, in registers; returns the operations done.
@@ -22,7 +23,7 @@ struct ProbeKernels {
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
                          const HeadsKernels*, const MixtureKernels*, const MomentsKernels*, const RandomKernels*,
-                         const ProbeKernels*>;
+                         const SamplerKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._lib import INTEGERS
-from ..nn import CausalHead, MixtureHead
+from ..nn import CausalHead, Compiled, MixtureHead, ProgramBuilder
 from ..nn._arguments import check_integer
 from ..random import Source
 from .model import Model
@@ -22,6 +22,7 @@ class Autoregressive(Model):
     """
 
     PICTURES = CHUNK = 16
+    ONES = False  # whether `_features` adds a channel of ones to the image
     levels: int
     head: CausalHead | MixtureHead
 
@@ -29,6 +30,15 @@ class Autoregressive(Model):
         """Levels scaled to [-1, 1] [B, C, H, W] -> [B, F, H, W], which at a pixel depend on those before it, and, for a
         `CausalHead`, in group c of F, on the pixel's channels before c. Of fewer rows, those of F are the same."""
         raise NotImplementedError
+
+    def _stages(self, builder: ProgramBuilder) -> int:
+        """Has the builder take down what `_features` does; returns the plane of the features."""
+        raise NotImplementedError
+
+    def program(self) -> Compiled:
+        """The model as a pixel program, with the weights as they are now; see `pygen.program`."""
+        builder = ProgramBuilder(self.shape, self.levels, len(self.head.drawn_together), ones=self.ONES)
+        return self.head.compiled(builder, self._stages(builder))
 
     def _prepare(self, x: Tensor, generator: Source) -> Tensor:
         self._check_shape("x", x, self.shape)

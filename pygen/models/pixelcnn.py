@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..nn import CausalHead, MaskedConv2d
+from ..nn import CausalHead, Channels, MaskedConv2d, ProgramBuilder
 from ..nn._arguments import check_integer
 from .autoregressive import Autoregressive, check_image
 
@@ -59,6 +60,15 @@ class PixelCNN(Autoregressive):
             h = layer(h)
         return h
 
+    def _stages(self, builder: ProgramBuilder) -> int:
+        h = builder.conv((self.first, builder.image))
+        for block in self.blocks:
+            h = block.stages(builder, h)
+        h = builder.pointwise(h, "relu")
+        for layer in self.last:
+            h = builder.conv((layer, h))
+        return h
+
 
 class _Block(nn.Module):
     """x + 1x1(relu(3x3(relu(1x1(relu(x)) + condition))))."""
@@ -74,6 +84,10 @@ class _Block(nn.Module):
         bias = None if self.condition is None else self.condition(condition)
         out: Tensor = self.up(self.middle(self.down(F.relu(x), bias=bias)), residual=x)
         return out
+
+    def stages(self, builder: ProgramBuilder, x: int) -> int:
+        h = builder.conv((self.down, builder.pointwise(x, "relu")), condition=self.condition)
+        return builder.conv((self.up, builder.conv((self.middle, h))), residual=x)
 
 
 class GatedPixelCNN(Autoregressive):
@@ -142,6 +156,12 @@ class GatedPixelCNN(Autoregressive):
         h: Tensor = self.last(F.relu(total))
         return h
 
+    def _stages(self, builder: ProgramBuilder) -> int:
+        vertical = state = builder.image
+        for layer in self.layers:
+            vertical, state = layer.stages(builder, vertical, state)
+        return builder.conv((self.last, builder.pointwise(state, "relu")))
+
 
 class _GatedLayer(nn.Module):
     """v, h, total -> gate(v'), h + 1x1(g), total + 1x1(g) with v' = conv(v) and g = gate(conv(h) + 1x1(v')).
@@ -191,6 +211,25 @@ class _GatedLayer(nn.Module):
             return vertical, horizontal, total
         horizontal = self.out(gate, residual=horizontal if self.residual else None)
         return ops.gated_activation(v, bias=bias[0], condition=plane[0]), horizontal, total
+
+    def stages(self, builder: ProgramBuilder, vertical: int, state: int) -> tuple[int, int]:
+        """state: a plane of the horizontal stack and, behind it, of the total; or the image."""
+        inputs, hidden = self.horizontal.weight.shape[1], self.skip.weight.shape[1]
+        v = builder.conv((self.vertical, vertical))
+        gate = builder.conv((self.horizontal, [Channels(state, 0, inputs)]), (self.link, v), condition=self._half(1))
+        begun = state != builder.image
+        if self.out is None:
+            return vertical, builder.conv((self.skip, gate), residual=Channels(state, hidden) if begun else None)
+        out = builder.plane(2 * hidden)
+        builder.conv((self.out, gate), residual=Channels(state) if self.residual else None, out=Channels(out))
+        total = Channels(state, hidden) if begun else None
+        builder.conv((self.skip, gate), residual=total, out=Channels(out, hidden))
+        return builder.pointwise(v, "gate", condition=self._half(0)), out
+
+    def _half(self, half: int) -> Callable[[Tensor], Tensor] | None:
+        """The part of the condition that shifts the vertical, or the horizontal, gate."""
+        layer = self.condition
+        return None if layer is None else lambda condition: layer(condition).chunk(2, 1)[half]
 
 
 def _conv(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..nn import MixtureHead, NormalizedConv2d, initializing
+from ..nn import Channels, MaskedConv2d, MixtureHead, NormalizedConv2d, ProgramBuilder, initializing
 from ..nn._arguments import check_integer
 from .autoregressive import Autoregressive, check_image
 
@@ -29,6 +29,7 @@ class PixelCNNPlusPlus(Autoregressive):
     """
 
     head: MixtureHead
+    ONES = True
 
     def __init__(
         self,
@@ -96,6 +97,18 @@ class PixelCNNPlusPlus(Autoregressive):
                 streams = stage(*streams, shorts.pop(), condition=condition)
         return F.elu(streams[1])
 
+    def _stages(self, builder: ProgramBuilder) -> int:
+        image = builder.image
+        streams = (builder.conv((self.above, image)), builder.conv((self.left, image), (self.row_above, image)))
+        shorts = [streams]
+        for stage in self.down:
+            streams = stage.stages(builder, *streams)
+            shorts.append(streams)
+        streams = shorts.pop()
+        for stage in self.up:
+            streams = stage.stages(builder, *streams, *([] if isinstance(stage, _Resampling) else [shorts.pop()]))
+        return builder.pointwise(streams[1], "elu")
+
 
 _ABOVE = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1))  # of the stream of the rows above
 _BESIDE = ((-1, -1), (-1, 0), (0, -1), (0, 0))  # of the other one
@@ -118,6 +131,9 @@ class _Resampling(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         return self.above(u, output_size=output_size), self.beside(ul, output_size=output_size)
 
+    def stages(self, builder: ProgramBuilder, u: int, ul: int) -> tuple[int, int]:
+        return builder.conv((self.above, u)), builder.conv((self.beside, ul))
+
 
 class _Streams(nn.Module):
     """A residual block of each stream. The first reads its short-cut, if any, the other the first's result and its."""
@@ -135,6 +151,15 @@ class _Streams(nn.Module):
             return u, self.beside(ul, u, condition)
         u = self.above(u, shorts[0], condition)
         return u, self.beside(ul, torch.cat([u, shorts[1]], 1), condition)
+
+    def stages(
+        self, builder: ProgramBuilder, u: int, ul: int, shorts: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        if shorts is None:
+            u = self.above.stages(builder, u, [])
+            return u, self.beside.stages(builder, ul, [u])
+        u = self.above.stages(builder, u, [shorts[0]])
+        return u, self.beside.stages(builder, ul, [u, shorts[1]])
 
 
 class _GatedResidual(nn.Module):
@@ -156,3 +181,12 @@ class _GatedResidual(nn.Module):
         bias = None if self.condition is None else self.condition(condition)
         out: Tensor = self.second(self.dropout(ops.concat_elu(h)), bias=bias, residual=x)
         return out
+
+    def stages(self, builder: ProgramBuilder, x: int, shorts: list[int]) -> int:
+        inputs: list[tuple[MaskedConv2d, int | list[Channels]]] = [(self.first, builder.pointwise(x, "concat_elu"))]
+        if self.short is not None:
+            hidden = self.short.weight.shape[1] // (2 * len(shorts))
+            both = [builder.pointwise(short, "concat_elu") for short in shorts]
+            inputs.append((self.short, [Channels(p, first, hidden) for first in (0, hidden) for p in both]))
+        h = builder.pointwise(builder.conv(*inputs), "concat_elu")
+        return builder.conv((self.second, h), condition=self.condition, residual=x)

@@ -12,17 +12,21 @@ from .heads import CausalHead, MixtureHead
 from .masked_conv import MaskedConv2d, NormalizedConv2d, initializing
 from .nets import ResidualNet
 from .normalize import denormalize, normalize
+from .program import Channels, Compiled, ProgramBuilder
 from .squeeze import Squeeze
 
 __all__ = [
     "AffineCoupling",
     "CausalHead",
     "Chain",
+    "Channels",
+    "Compiled",
     "Condition",
     "Logit",
     "MaskedConv2d",
     "MixtureHead",
     "NormalizedConv2d",
+    "ProgramBuilder",
     "ResidualNet",
     "Squeeze",
     "denormalize",

@@ -11,6 +11,7 @@ from .. import ops, random
 from ._arguments import check_integer
 from .masked_conv import NormalizedConv2d
 from .normalize import denormalize
+from .program import Compiled, ProgramBuilder
 
 
 class CausalHead(nn.Module):
@@ -38,6 +39,15 @@ class CausalHead(nn.Module):
         group = torch.arange(features, device=self.weight.device) * self.channels // features
         seen = group <= torch.arange(outputs, device=self.weight.device)[:, None] // self.levels
         return self.weight * seen
+
+    def compiled(self, builder: ProgramBuilder, h: int) -> Compiled:
+        """The program that draws from the features in the plane h."""
+        output = builder.plane(self.levels)
+        features = self.weight.shape[1]
+        for c in range(self.channels):
+            own, seen = slice(c * self.levels, (c + 1) * self.levels), (c + 1) * features // self.channels
+            builder.dense(self.weight[own, :seen], self.bias[own], h, output, group=c)
+        return builder.finish(output, head="categorical")
 
     def nll(self, h: Tensor, levels: Tensor) -> Tensor:
         """[B, channels, H, W] nats, for features [B, features, H, W]."""
@@ -79,10 +89,16 @@ class MixtureHead(nn.Module):
             raise ValueError(f"expected levels <= 65536, got {levels}")
         self.channels, self.levels = channels, levels
         self.drawn_together = [slice(0, channels)]
+        self.mixtures = mixtures
         each = 1 + 2 * channels + channels * (channels - 1) // 2
         self.parameters_of = NormalizedConv2d(features, each * mixtures, ((0, 0),))
         layout = "openai" if channels in (1, 3) else "tfp"
         self.options: dict[str, Any] = {"levels": levels, "layout": layout, "autoregressive": channels > 1}
+
+    def compiled(self, builder: ProgramBuilder, h: int) -> Compiled:
+        """The program that draws from the features in the plane h."""
+        output = builder.conv((self.parameters_of, h))
+        return builder.finish(output, head="mixture", mixtures=self.mixtures, layout=self.options["layout"])
 
     def nll(self, h: Tensor, levels: Tensor) -> Tensor:
         """[B, H, W] nats, for features [B, features, H, W] and levels [B, channels, H, W]."""

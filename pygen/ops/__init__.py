@@ -1,5 +1,6 @@
 """Public ops. Each is one torch op (`torch.ops.pygen.*`) behind a documented function."""
 
+from .causal_sampler import causal_sampler
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
@@ -15,6 +16,7 @@ __all__ = [
     "bernoulli_nll",
     "categorical_nll",
     "causal_conv1d",
+    "causal_sampler",
     "causal_taps",
     "channel_links",
     "concat_elu",

@@ -1,5 +1,6 @@
 """Every op in plain PyTorch: readable, float64-capable, differentiable; the truth that kernels are judged by."""
 
+from .causal_sampler import causal_sampler
 from .coupling import affine_coupling
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
@@ -13,6 +14,7 @@ __all__ = [
     "affine_coupling",
     "bernoulli_nll",
     "categorical_nll",
+    "causal_sampler",
     "concat_elu",
     "gated_activation",
     "logistic_mixture_nll",

@@ -199,10 +199,15 @@ def weights(logits: Tensor) -> Tensor:
 
 
 def categorical(logits: Tensor, ids: Tensor, seed: int, step: int, offset: int) -> Tensor:
+    """`categorical_at` words of the stream."""
+    size = logits.shape[:-1]
+    return categorical_at(logits, elements(tiles(ids, seed, step, offset, math.prod(size[1:])), offset, size))
+
+
+def categorical_at(logits: Tensor, words: Tensor) -> Tensor:
     """The inverse of the distribution function of softmax(logits) at w / 2^32: the first category up to which the
     weights sum to more than w / 2^32 of all. In integers, whose sums have no order. -1 where there is none."""
-    size = logits.shape[:-1]
-    w = elements(tiles(ids, seed, step, offset, math.prod(size[1:])), offset, size)[..., None]
+    w = words[..., None]
     below = weights(logits).cumsum(-1)
     total = below[..., -1:]
     threshold = w * (total >> 32) + (w * (total & _MASK) >> 32 & _MASK)

@@ -14,6 +14,7 @@ extern const HeadsKernels heads_kernels;
 extern const MixtureKernels mixture_kernels;
 extern const MomentsKernels moments_kernels;
 extern const RandomKernels random_kernels;
+extern const SamplerKernels sampler_kernels;
 extern const ProbeKernels probe_kernels;
 
 }  // namespace CPU_CAPABILITY

@@ -1,0 +1,217 @@
+// Cached sampling on the CPU: what is admitted, images to threads, progress and interruption.
+#include <ATen/Parallel.h>
+#include <Python.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <mutex>
+#include <string_view>
+#include <thread>
+#include <tuple>
+
+#include "causal_sampler_args.h"
+#include "glue.h"
+#include "options.h"
+#include "place.h"
+#include "table.h"
+
+namespace pygen {
+
+thread_local PyObject* sampler_progress = nullptr;  // a function of the rows done and their number, or null
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// SamplerOptions of pygen/ops/causal_sampler.py
+struct SamplerOptions {
+  bool ok = true;
+  double temperature = 1, top_p = 1;
+  int64_t top_k = 0;
+  bool log_prob = false;
+
+  bool set(std::string_view name, OptionValue value) {
+    if (name == "temperature") return temperature = value, true;
+    if (name == "top_k") return top_k = value, true;
+    if (name == "top_p") return top_p = value, true;
+    if (name == "log_prob") return log_prob = value, true;
+    return false;
+  }
+};
+
+constexpr int64_t kImages = 16;  // side by side: enough for full tiles, and few enough for the second-level cache
+
+at::ScalarType arithmetic(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+// --- what is admitted ------------------------------------------------------------------------------------------------
+
+// The conditions of Program.check_tensors in pygen/program.py; dense tensors to `pointers` and `kept`.
+bool take(const program::Program& p, at::TensorList tensors, at::TensorList conditions, int64_t batch,
+          at::ScalarType type, std::vector<Tensor>& kept, std::vector<const void*>& weights,
+          std::vector<const void*>& given, std::vector<char>& is_map) {
+  if (int64_t(tensors.size()) != p.tensors || int64_t(conditions.size()) != p.conditions) return false;
+  weights.resize(tensors.size());
+  given.resize(conditions.size());
+  is_map.resize(conditions.size());
+  const auto dense = [&](const Tensor& t, at::ScalarType wanted, const std::vector<int64_t>& sizes) {
+    if (!t.is_cpu() || t.scalar_type() != wanted || t.sizes() != at::IntArrayRef(sizes)) return false;
+    kept.push_back(t.contiguous());
+    return true;
+  };
+  const auto wide = arithmetic(type);
+  for (const auto& s : p.stages) {
+    if (s.weight >= 0) {
+      if (!dense(tensors[size_t(s.weight)], type, {s.panels(), s.depth(), program::kPanel})) return false;
+      weights[size_t(s.weight)] = kept.back().const_data_ptr();
+    }
+    if (s.bias >= 0) {
+      if (!dense(tensors[size_t(s.bias)], wide, {s.outputs})) return false;
+      weights[size_t(s.bias)] = kept.back().const_data_ptr();
+    }
+    if (s.condition >= 0) {
+      const Tensor& t = conditions[size_t(s.condition)];
+      const auto& out = p.planes[size_t(s.out)];
+      const bool map = t.dim() == 4;
+      if (map ? !dense(t, wide, {batch, out.height, out.width, s.outputs}) : !dense(t, wide, {batch, s.outputs})) {
+        return false;
+      }
+      given[size_t(s.condition)] = kept.back().const_data_ptr();
+      is_map[size_t(s.condition)] = char(map);
+    }
+  }
+  const auto set = [](const void* p) { return p != nullptr; };
+  return std::all_of(weights.begin(), weights.end(), set) && std::all_of(given.begin(), given.end(), set);
+}
+
+// Whether levels are in range where they are known, and channels that are drawn together known together.
+bool admits_known(const program::Program& p, const int64_t* x, const bool* known, int64_t batch) {
+  const int64_t area = p.height * p.width;
+  for (int64_t i = 0; i < batch * p.channels * area; ++i) {
+    if (known[i] && (x[i] < 0 || x[i] >= p.levels)) return false;
+    const int64_t channel = i / area % p.channels;
+    if (p.groups == 1 && known[i] != known[i - channel * area]) return false;
+  }
+  return true;
+}
+
+// --- progress --------------------------------------------------------------------------------------------------------
+
+// Counts rows from any thread. The one that made it looks for signals, and reports, as Python's.
+struct Progress {
+  explicit Progress(int64_t rows) : total(rows), report(sampler_progress) {}
+
+  bool tick(int64_t rows) {
+    done += rows;
+    if (!stop && std::this_thread::get_id() == caller && Py_IsInitialized()) {
+      const pybind11::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) fail();
+      if (report != nullptr && !stop) {
+        PyObject* result = PyObject_CallFunction(report, "LL", static_cast<long long>(done), static_cast<long long>(total));
+        if (result == nullptr) fail();
+        Py_XDECREF(result);
+      }
+    }
+    return !stop;
+  }
+  void fail() {  // with Python's error set
+    error = std::make_exception_ptr(pybind11::error_already_set());
+    stop = true;
+  }
+
+  const int64_t total;
+  PyObject* const report;
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int64_t> done{0};
+  std::atomic<bool> stop{false};
+  std::exception_ptr error;
+};
+
+// --- the op ----------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, const OptionalTensor& noise,
+                                          const Tensor& words, at::TensorList tensors, at::TensorList conditions,
+                                          const Tensor& ids, Seed seed, int64_t first_sample, int64_t step,
+                                          int64_t offset, std::string_view options) {
+  const auto& o = parse_options<SamplerOptions>(options);
+  const auto refused = [&] {
+    return refuse("pygen::causal_sampler", &causal_sampler, x, known, noise, words, tensors, conditions, ids, seed,
+                  first_sample, step, offset, options);
+  };
+  if (!o.ok || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1 || tensors.empty()) {
+    return refused();
+  }
+  const Tensor numbers = words.contiguous();
+  const auto p = program::decode(numbers.const_data_ptr<int64_t>(), numbers.numel());
+  if (!p || !x.is_cpu() || x.scalar_type() != at::kLong || !known.is_cpu() || known.scalar_type() != at::kBool) {
+    return refused();
+  }
+  const int64_t batch = x.dim() == 4 ? x.size(0) : 0;
+  const std::vector<int64_t> size{batch, p->channels, p->height, p->width};
+  const std::vector<int64_t> noise_size{batch, p->draws(), p->height, p->width};
+  const auto type = tensors[0].scalar_type();
+  const auto kind = type == at::kFloat ? 0 : type == at::kDouble ? 1 : type == at::kBFloat16 ? 2 : -1;
+  if (x.sizes() != at::IntArrayRef(size) || known.sizes() != x.sizes() || kind < 0 ||
+      (noise && (!noise->is_cpu() || noise->sizes() != at::IntArrayRef(noise_size) || !float_type(noise->scalar_type())))) {
+    return refused();
+  }
+  Place place(ids, first_sample, step, offset, noise_size);
+  std::vector<Tensor> kept;
+  std::vector<const void*> weights, given;
+  std::vector<char> is_map;
+  if (!place.ok || !(o.temperature >= 0) || !std::isfinite(o.temperature) || o.top_k < 0 || !(o.top_p > 0) ||
+      o.top_p > 1 || !take(*p, tensors, conditions, batch, type, kept, weights, given, is_map)) {
+    return refused();
+  }
+  Tensor out = empty(size, at::kLong);
+  out.copy_(x);
+  const Tensor dense = known.contiguous(), u = noise ? noise->to(at::kDouble).contiguous() : Tensor();
+  if (!admits_known(*p, out.const_data_ptr<int64_t>(), dense.const_data_ptr<bool>(), batch)) return refused();
+  if (noise && u.numel() && !(u.min().item<double>() >= 0 && u.max().item<double>() < 1)) return refused();
+  if (!noise) place.draw(seed);
+  Tensor log_prob = empty({o.log_prob ? batch : 0}, at::kDouble);
+
+  Progress progress(batch * p->height);
+  SamplerArgs a{};
+  a.program = &*p;
+  a.tensors = weights.data(), a.conditions = given.data();
+  a.is_map = reinterpret_cast<const bool*>(is_map.data());
+  a.x = out.mutable_data_ptr<int64_t>();
+  a.known = dense.const_data_ptr<bool>();
+  a.noise = noise ? u.const_data_ptr<double>() : nullptr;
+  a.log_prob = o.log_prob ? log_prob.mutable_data_ptr<double>() : nullptr;
+  a.stream = place.stream;
+  a.temperature = float(o.temperature), a.top_k = o.top_k, a.top_p = o.top_p;
+  a.context = &progress;
+  a.tick = [](void* context, int64_t rows) { return static_cast<Progress*>(context)->tick(rows); };
+
+  // As many images side by side as keep all threads busy.
+  const int64_t threads = at::get_num_threads(), rounds = (batch + threads * kImages - 1) / (threads * kImages);
+  const int64_t groups = std::min(batch, threads * rounds);
+  const auto run = kernels<SamplerKernels>().run[kind];
+  std::atomic<int> end{int(SamplerEnd::kDone)};
+  at::parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
+    for (; first < last && end == int(SamplerEnd::kDone); ++first) {
+      const int64_t begin = batch * first / groups;
+      const auto how = run(a, begin, batch * (first + 1) / groups - begin);
+      if (how != SamplerEnd::kDone) {
+        end = int(how);
+        progress.stop = true;
+      }
+    }
+  });
+  if (progress.error) std::rethrow_exception(progress.error);
+  TORCH_CHECK_VALUE(end != int(SamplerEnd::kBadLogits),
+                    "causal_sampler: expected logits below infinity, some of each pixel above -inf, got others or NaN");
+  TORCH_CHECK_VALUE(end != int(SamplerEnd::kBadMixture),
+                    "causal_sampler: expected parameters of a mixture to draw from, got NaN");
+  return {out, log_prob};
+}
+
+TORCH_LIBRARY_IMPL(pygen, CPU, m) { m.impl("causal_sampler", &causal_sampler); }
+
+}  // namespace
+}  // namespace pygen

@@ -1,0 +1,596 @@
+// Cached sampling, one ISA tier: runs a pixel program for some images side by side. In PyTorch:
+// reference/causal_sampler.py.
+//
+// A plane is kept as [row of a ring][column][image][channel]: the places that a stage reads for all images, or for all
+// of a row, are the rows of one matrix. A stage is a product of such matrices with packed weights, and what follows it.
+// Every output is a sum over k in one order, in chains of bounded length, whatever is computed beside it: images are
+// the same bits alone and among others, on any number of threads.
+#pragma once
+#include <array>
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "categorical.h"
+#include "causal_sampler_args.h"
+#include "gate_math.h"
+#include "logistic_mixture_args.h"
+#include "scratch.h"
+#include "table.h"
+
+namespace pygen {
+inline namespace CPU_CAPABILITY {
+
+extern const MixtureKernels mixture_kernels;
+
+namespace {
+namespace sampler {
+
+using program::Activation;
+using program::kPanel;
+using program::Phase;
+using program::Plane;
+using program::Program;
+using program::Read;
+using program::Stage;
+
+// --- products --------------------------------------------------------------------------------------------------------
+
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kRows = 12, kVectors = 2;  // of a tile: 24 accumulators, 2 and 1 of 32 registers
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int kRows = 6, kVectors = 2;  // 12, 2 and 1 of 16
+#else
+constexpr int kRows = 4, kVectors = 1;  // a vector of at::vec is two registers here
+#endif
+constexpr int64_t kChain = 256;  // terms of one sum: of more, the rounding shows
+
+// Some channels of the rows of a matrix.
+template <class T>
+struct Part {
+  const T* a;
+  int64_t row, depth;
+  bool ends;  // a chain, which is added to the result
+};
+
+template <class T>
+PYGEN_INLINE Vec<T> load_weights(const T* p) {
+  return Vec<T>::loadu(p);
+}
+PYGEN_INLINE Vec<float> load_weights(const c10::BFloat16* p) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+#else
+  float wide[Vec<float>::size()];
+  for (int i = 0; i < Vec<float>::size(); ++i) wide[i] = float(p[i]);
+  return Vec<float>::loadu(wide);
+#endif
+}
+
+// c [R, ...] += sum over parts of a b, for kVectors vectors of P panels that are `panel` elements apart. a starts at
+// row `first` of each part.
+template <class T, class W, int R, int P>
+__attribute__((noinline)) void multiply_add(const Part<T>* parts, int64_t count, int64_t first, const W* b,
+                                            int64_t panel, T* c, int64_t c_row) {
+  using X = Vec<T>;
+  X sum[R][P * kVectors];
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < P * kVectors; ++v) sum[i][v] = X(T(0));
+  }
+  for (const Part<T>* part = parts; part < parts + count; ++part) {
+    const int64_t row = part->row, depth = part->depth;
+    const T* a[(R + 2) / 3];  // three rows to a pointer: what addresses can express
+#pragma GCC unroll 4
+    for (int i = 0; i < (R + 2) / 3; ++i) a[i] = part->a + (first + 3 * i) * row;
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < depth; ++k, b += kPanel) {
+      X columns[P * kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < P * kVectors; ++v) {
+        columns[v] = load_weights(b + v / kVectors * panel + v % kVectors * X::size());
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < R; ++i) {
+        const X x(a[i / 3][i % 3 * row + k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < P * kVectors; ++v) sum[i][v] = at::vec::fmadd(x, columns[v], sum[i][v]);
+      }
+    }
+    if (!part->ends) continue;
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < P * kVectors; ++v) {
+        T* to = c + i * c_row + v * X::size();
+        (X::loadu(to) + sum[i][v]).store(to);
+        sum[i][v] = X(T(0));
+      }
+    }
+  }
+}
+
+template <class T, class W>
+using Tile = void (*)(const Part<T>*, int64_t, int64_t, const W*, int64_t, T*, int64_t);
+
+template <class T, class W, int P, int... R>
+constexpr std::array<Tile<T, W>, sizeof...(R)> tiles_of(std::integer_sequence<int, R...>) {
+  return {multiply_add<T, W, R + 1, P>...};
+}
+template <class T, class W, int P, int kMost>
+constexpr auto kTiles = tiles_of<T, W, P>(std::make_integer_sequence<int, kMost>());
+
+// pre [rows, stride] += the parts' rows times packed weights [panels][depth][kPanel]
+template <class T, class W>
+void multiply(const std::vector<Part<T>>& parts, int64_t rows, const W* weights, int64_t depth, int64_t outputs, T* pre,
+              int64_t stride) {
+  constexpr int64_t kColumns = kVectors * Vec<T>::size();
+  const int64_t panel = depth * kPanel, panels = (outputs + kPanel - 1) / kPanel, count = int64_t(parts.size());
+  if constexpr (kColumns == kPanel) {
+    // few rows: several panels at once, so that there are sums enough that do not wait for each other
+    constexpr int kFew = kRows / 4;
+    if (rows <= kFew) {
+      int64_t j = 0;
+      const auto step = [&](const auto& by_rows, int64_t together) {
+        for (; j + together <= panels; j += together) {
+          by_rows[size_t(rows - 1)](parts.data(), count, 0, weights + j * panel, panel, pre + j * kPanel, stride);
+        }
+      };
+      step(kTiles<T, W, 4, kFew>, 4);
+      step(kTiles<T, W, 2, kFew>, 2);
+      step(kTiles<T, W, 1, kFew>, 1);
+      return;
+    }
+  }
+  const int64_t cuts = (rows + kRows - 1) / kRows;  // tiles of nearly equal size
+  for (int64_t j = 0; j < outputs; j += kColumns) {
+    const W* b = weights + j / kPanel * panel + j % kPanel;
+    for (int64_t i = 0; i < cuts; ++i) {
+      const int64_t first = rows * i / cuts, n = rows * (i + 1) / cuts - first;
+      kTiles<T, W, 1, kRows>[size_t(n - 1)](parts.data(), count, first, b, panel, pre + first * stride + j, stride);
+    }
+  }
+}
+
+// --- what follows a product ------------------------------------------------------------------------------------------
+
+// y [written] = activation(pre) + residual, for a site
+template <class T>
+PYGEN_INLINE void finish(Activation activation, const T* pre, int64_t outputs, const T* residual, T* y) {
+  using V = Vec<T>;
+  const int64_t n = outputs;
+  const auto each = [&](int64_t count, const auto& f) __attribute__((always_inline)) {
+    for_vectors<T>(count, [&](int64_t i, auto w) __attribute__((always_inline)) {
+      V v = f(i, w);
+      if (residual) v = v + V::loadu(residual + i, w);
+      v.store(y + i, w);
+    });
+  };
+  switch (activation) {
+    case Activation::kNone:
+      return each(n, [&](int64_t i, auto w) { return V::loadu(pre + i, w); });
+    case Activation::kRelu:
+      return each(n, [&](int64_t i, auto w) { return relu(V::loadu(pre + i, w)); });
+    case Activation::kElu:
+      return each(n, [&](int64_t i, auto w) { return elu(V::loadu(pre + i, w)); });
+    case Activation::kGate:
+      return each(n / 2, [&](int64_t i, auto w) {
+        return gate<Gate::kTanh>(V::loadu(pre + i, w), V::loadu(pre + n / 2 + i, w));
+      });
+    case Activation::kGlu:
+      return each(n / 2, [&](int64_t i, auto w) {
+        return gate<Gate::kLinear>(V::loadu(pre + i, w), V::loadu(pre + n / 2 + i, w));
+      });
+    case Activation::kConcatElu:
+      for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
+        V first, second;
+        concat_elu(V::loadu(pre + i, w), first, second);
+        if (residual) first = first + V::loadu(residual + i, w), second = second + V::loadu(residual + n + i, w);
+        first.store(y + i, w);
+        second.store(y + n + i, w);
+      });
+  }
+}
+
+// sum of e^(z - top)
+template <class T>
+inline T sum_of_exponentials(const T* z, int64_t n, T top) {
+  T sum(0);
+  for (int64_t i = 0; i < n; ++i) sum += std::exp(z[i] - top);
+  return sum;
+}
+
+// --- a program, for some images --------------------------------------------------------------------------------------
+
+constexpr int64_t kSites = 4 * kRows;  // whose pre-activations are made at once, and stay in the first-level cache
+
+template <class T, class W>
+class Sampler {
+ public:
+  Sampler(const SamplerArgs& args, int64_t first, int64_t count)
+      : args_(args), p_(*args.program), first_(first), count_(count), area_(p_.height * p_.width) {
+    int64_t size = 0, widest = 0, deepest = 0;
+    for (const Plane& plane : p_.planes) {
+      offsets_.push_back(size);
+      size += plane.rows * columns(plane) * count_ * plane.channels;
+    }
+    for (const Stage& s : p_.stages) {
+      widest = std::max(widest, s.panels() * kPanel);
+      deepest = std::max(deepest, s.depth());
+    }
+    planes_ = Scratch<T>(size);
+    std::fill_n(static_cast<T*>(planes_), size, T(0));
+    pre_ = Scratch<T>(kSites * widest);
+    if (p_.draws_from() == program::Head::kCategorical) {
+      logits_ = Scratch<float>(p_.levels);
+    } else {
+      describe_mixture();
+    }
+    words_.resize(size_t(count_));
+    drawn_.resize(size_t(count_ * p_.channels));
+    nll_.resize(size_t(count_));
+    for (int phase = 0; phase < 3; ++phase) {
+      stages_[phase].resize(size_t(p_.groups));
+      for (const Stage& s : p_.stages) {
+        const bool row = phase == int(Phase::kRow);
+        if (s.phase == phase) stages_[phase][row ? 0 : size_t(s.group)].push_back(&s);
+      }
+    }
+    if (args_.log_prob) std::fill_n(args_.log_prob + first_, count_, 0.0);
+  }
+
+  SamplerEnd run() {
+    const int64_t last = last_unknown();
+    for (int64_t r = 0; r * p_.width <= last; ++r) {
+      blank_image_row(r);
+      run_stages(stages_[int(Phase::kRow)][0], r, 0, p_.width);
+      for (int64_t c = 0; c < p_.width && r * p_.width + c <= last;) {
+        const int64_t end = std::max(c + 1, end_of_known(r, c));  // pixels that are known are computed side by side
+        for (int64_t i = c; i < end; ++i) put_known(r, i);
+        for (int64_t group = 0; group < p_.groups; ++group) {
+          run_stages(stages_[int(Phase::kPixel)][size_t(group)], r, c, end);
+          if (end - c > 1 || !any_unknown(group, r, c)) continue;
+          run_stages(stages_[int(Phase::kHead)][size_t(group)], r, c, end);
+          const SamplerEnd how = draw(group, r, c);
+          if (how != SamplerEnd::kDone) return how;
+        }
+        c = end;
+      }
+      if (args_.tick && !args_.tick(args_.context, count_)) return SamplerEnd::kStopped;
+    }
+    return SamplerEnd::kDone;
+  }
+
+ private:
+  static int64_t columns(const Plane& plane) { return plane.left + plane.width + plane.right; }
+
+  // of the first image; `column` counts from the plane's first one, or, of a transient plane, from the run's
+  T* at(int64_t plane, int64_t row, int64_t column) {
+    const Plane& p = p_.planes[size_t(plane)];
+    const int64_t ring = ((row % p.rows) + p.rows) % p.rows;
+    return planes_ + offsets_[size_t(plane)] + (ring * columns(p) + p.left + column) * count_ * p.channels;
+  }
+  int64_t channels(int64_t plane) const { return p_.planes[size_t(plane)].channels; }
+
+  // --- stages
+
+  void run_stages(const std::vector<const Stage*>& stages, int64_t r, int64_t begin, int64_t end) {
+    for (const Stage* s : stages) {
+      if (r % s->row_every != s->row_at) continue;
+      const int64_t step = s->column_every;
+      const int64_t first = begin + ((s->column_at - begin) % step + step) % step;
+      if (first >= end) continue;
+      const int64_t n = (end - 1 - first) / step + 1;
+      bool even = n == 1 || step == p_.planes[size_t(s->out)].scale;  // whether columns lie side by side in all planes
+      for (const Read& read : s->reads) even &= n == 1 || step == p_.planes[size_t(read.plane)].scale;
+      for (int64_t i = 0; i < n; i += even ? n : 1) run_stage(*s, r, first + i * step, i, even ? n : 1);
+    }
+  }
+
+  // Of the place of column c, the first of n; it is column `of_run` of the run.
+  T* place(int64_t plane, int64_t r, int64_t c, int64_t of_run, int64_t dy = 0, int64_t dx = 0) {
+    const Plane& p = p_.planes[size_t(plane)];
+    return at(plane, r / p.scale + dy, p.transient ? of_run : c / p.scale + dx);
+  }
+
+  void run_stage(const Stage& s, int64_t r, int64_t c, int64_t of_run, int64_t n) {
+    const int64_t stride = s.panels() * kPanel, outputs = s.outputs, sites = n * count_;
+    const Activation activation = s.activates();
+    T* const y = place(s.out, r, c, of_run) + s.first;
+    const T* const start = s.start < 0 ? nullptr : place(s.start, r, c, of_run) + s.start_first;
+    const T* const residual = s.residual < 0 ? nullptr : place(s.residual, r, c, of_run) + s.residual_first;
+    const T* const bias = s.bias < 0 ? nullptr : static_cast<const T*>(args_.tensors[s.bias]);
+    parts_.clear();
+    int64_t chain = 0;
+    for (const Read& read : s.reads) {
+      const T* a = place(read.plane, r, c, of_run, read.dy, read.dx) + read.first;
+      for (int64_t k = 0; k < read.count;) {
+        const int64_t depth = std::min(read.count - k, kChain - chain);
+        chain = (chain + depth) % kChain;
+        parts_.push_back({a + k, channels(read.plane), depth, chain == 0});
+        k += depth;
+      }
+    }
+    if (!parts_.empty()) parts_.back().ends = true;
+    for (int64_t site = 0; site < sites; site += kSites) {
+      const int64_t some = std::min(kSites, sites - site);
+      const bool direct = parts_.empty() && !bias && s.condition < 0 && start;  // an activation alone
+      if (!direct) {
+        for (int64_t i = 0; i < some; ++i) begin_site(s, r, c, site + i, bias, start, pre_ + i * stride);
+      }
+      if (!parts_.empty()) {
+        multiply<T, W>(parts_, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), outputs, pre_, stride);
+        for (Part<T>& part : parts_) part.a += some * part.row;
+      }
+      for (int64_t i = 0; i < some; ++i) {
+        const T* pre = direct ? start + (site + i) * channels(s.start) : pre_ + i * stride;
+        finish(activation, pre, outputs, residual ? residual + (site + i) * channels(s.residual) : nullptr,
+               y + (site + i) * channels(s.out));
+      }
+    }
+  }
+
+  // pre [outputs] = bias + condition + start
+  void begin_site(const Stage& s, int64_t r, int64_t c, int64_t site, const T* bias, const T* start, T* pre) {
+    const T* condition = nullptr;
+    if (s.condition >= 0) {
+      condition = static_cast<const T*>(args_.conditions[s.condition]);
+      int64_t index = first_ + site % count_;
+      if (args_.is_map[s.condition]) {
+        const Plane& out = p_.planes[size_t(s.out)];
+        index = (index * out.height + r / out.scale) * out.width + (c + site / count_ * s.column_every) / out.scale;
+      }
+      condition += index * s.outputs;
+    }
+    if (start) start += site * channels(s.start);
+    for (int64_t j = 0; j < s.outputs; ++j) {
+      T sum = bias ? bias[j] : T(0);
+      if (condition) sum += condition[j];
+      if (start) sum += start[j];
+      pre[j] = sum;
+    }
+  }
+
+  // --- what is known
+
+  int64_t index(int64_t image, int64_t channel, int64_t r, int64_t c) const {
+    return ((first_ + image) * p_.channels + channel) * area_ + r * p_.width + c;
+  }
+  std::pair<int64_t, int64_t> channels_of(int64_t group) const {
+    return p_.groups > 1 ? std::pair{group, group + 1} : std::pair{int64_t(0), p_.channels};
+  }
+  bool known(int64_t image, int64_t group, int64_t r, int64_t c) const {
+    return args_.known[index(image, channels_of(group).first, r, c)];  // channels of a group are known together
+  }
+  bool any_unknown(int64_t group, int64_t r, int64_t c) const {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (!known(i, group, r, c)) return true;
+    }
+    return false;
+  }
+  int64_t last_unknown() const {
+    for (int64_t at = area_ - 1; at >= 0; --at) {
+      for (int64_t group = 0; group < p_.groups; ++group) {
+        if (any_unknown(group, at / p_.width, at % p_.width)) return at;
+      }
+    }
+    return -1;
+  }
+  int64_t end_of_known(int64_t r, int64_t c) const {
+    for (; c < p_.width; ++c) {
+      for (int64_t group = 0; group < p_.groups; ++group) {
+        if (any_unknown(group, r, c)) return c;
+      }
+    }
+    return c;
+  }
+
+  // --- the image
+
+  void blank_image_row(int64_t r) {  // a row of the ring that held another one; channels beyond the image's are 1
+    T* row = at(0, r, 0);
+    const int64_t wide = channels(0);
+    for (int64_t i = 0; i < p_.width * count_; ++i) {
+      for (int64_t k = 0; k < wide; ++k) row[i * wide + k] = k < p_.channels ? T(0) : T(1);
+    }
+  }
+  void put(int64_t image, int64_t channel, int64_t r, int64_t c, int64_t level) {
+    at(0, r, c)[image * channels(0) + channel] = T(level) * T(2.0 / double(p_.levels - 1)) - T(1);
+  }
+  void put_known(int64_t r, int64_t c) {
+    for (int64_t image = 0; image < count_; ++image) {
+      for (int64_t channel = 0; channel < p_.channels; ++channel) {
+        const int64_t i = index(image, channel, r, c);
+        if (args_.known[i]) put(image, channel, r, c, args_.x[i]);
+      }
+    }
+  }
+
+  // --- draws
+
+  Stream stream_at(int64_t pixel, int64_t within, int64_t numbers) const {
+    Stream s = args_.stream;
+    if (s.ids) {
+      s.ids += first_;
+    } else {
+      s.first_sample += uint64_t(first_);
+    }
+    s.offset += pixel * p_.draws() + within;
+    s.row = numbers;
+    return s;
+  }
+
+  SamplerEnd draw(int64_t group, int64_t r, int64_t c) {
+    const bool fine = p_.draws_from() == program::Head::kCategorical ? draw_level(group, r, c) : draw_mixture(r, c);
+    if (!fine) {
+      return p_.draws_from() == program::Head::kCategorical ? SamplerEnd::kBadLogits : SamplerEnd::kBadMixture;
+    }
+    const auto [begin, end] = channels_of(group);
+    for (int64_t image = 0; image < count_; ++image) {
+      for (int64_t channel = begin; channel < end; ++channel) {
+        const int64_t i = index(image, channel, r, c);
+        if (!args_.known[i]) args_.x[i] = drawn_[size_t(image * p_.channels + channel)];
+        put(image, channel, r, c, args_.x[i]);
+      }
+    }
+    return args_.log_prob ? add_log_prob(group, r, c) : SamplerEnd::kDone;
+  }
+
+  bool draw_level(int64_t group, int64_t r, int64_t c) {
+    const int64_t pixel = r * p_.width + c, levels = p_.levels;
+    if (args_.noise) {
+      for (int64_t i = 0; i < count_; ++i) {
+        words_[size_t(i)] = uint32_t(args_.noise[((first_ + i) * p_.draws() + group) * area_ + pixel] * 4294967296.0);
+      }
+    } else if (args_.temperature > 0) {
+      fill_values<Distribution::kBits>(stream_at(pixel, group, 1), 0, count_, words_.data());
+    }
+    const bool whole = p_.planes[size_t(p_.output)].transient;
+    const T* z = at(p_.output, r, whole ? 0 : c);
+    bool fine = true;
+    for (int64_t image = 0; image < count_; ++image, z += levels) {
+      if (known(image, group, r, c)) continue;
+      int64_t& level = drawn_[size_t(image * p_.channels + group)];
+      if (args_.temperature == 0) {
+        level = std::max_element(z, z + levels) - z;
+        fine &= z[level] == z[level];
+        continue;
+      }
+      T top = z[0];
+      for (int64_t k = 1; k < levels; ++k) top = std::max(top, z[k]);
+      for (int64_t k = 0; k < levels; ++k) logits_[k] = float(z[k] - top) / args_.temperature;
+      filter();
+      level = categorical_row(static_cast<const float*>(logits_), levels, words_[size_t(image)]);
+      fine &= level >= 0;
+    }
+    return fine;
+  }
+
+  // As `kept` of reference/causal_sampler.py.
+  void filter() {
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    float* const z = logits_;
+    const int64_t levels = p_.levels;
+    if (args_.top_k > 0 && args_.top_k < levels) {
+      sorted_.assign(z, z + levels);
+      std::nth_element(sorted_.begin(), sorted_.begin() + (args_.top_k - 1), sorted_.end(), std::greater<>());
+      const float least = sorted_[size_t(args_.top_k - 1)];
+      for (int64_t k = 0; k < levels; ++k) z[k] = z[k] < least ? kNone : z[k];
+    }
+    if (args_.top_p >= 1) return;
+    order_.clear();
+    uint64_t total = 0;
+    for (int64_t k = 0; k < levels; ++k) {
+      order_.push_back({philox::exp_units(z[k]), k});
+      total += order_.back().first;
+    }
+    std::sort(order_.begin(), order_.end(), std::greater<>());
+    uint64_t likelier = 0;
+    for (size_t i = 0; i < order_.size();) {
+      size_t next = i;
+      uint64_t sum = 0;
+      for (; next < order_.size() && order_[next].first == order_[i].first; ++next) {
+        sum += order_[next].first;
+        if (double(likelier) >= args_.top_p * double(total)) z[order_[next].second] = kNone;
+      }
+      likelier += sum;
+      i = next;
+    }
+  }
+
+  // --- mixtures, whose pixels are here those of one image: each has its own row of the stream
+
+  void describe_mixture() {
+    MixtureArgs& m = mixture_;
+    m.samples = 1, m.area = count_, m.channels = p_.channels, m.mixtures = p_.mixtures;
+    m.parameters = p_.head_channels(), m.autoregressive = p_.channels > 1, m.last = p_.levels - 1;
+    set_places(m, p_.layout);
+    m.p_at = {0, 1, m.parameters};
+  }
+  const T* parameters(int64_t r, int64_t c) { return at(p_.output, r, p_.planes[size_t(p_.output)].transient ? 0 : c); }
+  static constexpr int kType = int(std::is_same_v<T, double> ? FloatType::kF64 : FloatType::kF32);
+
+  bool draw_mixture(int64_t r, int64_t c) {
+    const int64_t pixel = r * p_.width + c;
+    MixtureSampleArgs m{};
+    static_cast<MixtureArgs&>(m) = mixture_;
+    m.p = parameters(r, c);
+    m.stream = stream_at(pixel, 0, p_.draws());
+    m.noise = args_.noise ? args_.noise + first_ * p_.draws() * area_ + pixel : nullptr;
+    m.noise_type = FloatType::kF64;
+    m.noise_at = {0, area_, p_.draws() * area_};
+    m.coldness = float(std::min(1 / double(args_.temperature), 3e38));
+    m.scale_temperature = args_.temperature;
+    m.quantized = true;
+    values_.resize(size_t(count_ * p_.channels));
+    m.x = values_.data();
+    m.x_at = {0, 1, p_.channels};
+    mixture_kernels.sample[kType](m, 0, (count_ + kMixtureTask - 1) / kMixtureTask);
+    bool fine = true;
+    for (int64_t i = 0; i < count_ * p_.channels; ++i) {
+      const float v = float(values_[size_t(i)]), last = float(p_.levels - 1);
+      fine &= v == v || known(i / p_.channels, 0, r, c);
+      const float level = std::floor((v + 1.0f) * (last / 2) + 0.5f);
+      drawn_[size_t(i)] = v == v ? int64_t(std::min(std::max(level, 0.0f), last)) : 0;
+    }
+    return fine;
+  }
+
+  SamplerEnd add_log_prob(int64_t group, int64_t r, int64_t c) {
+    if (p_.draws_from() == program::Head::kMixture) {
+      MixtureNllArgs m{};
+      static_cast<MixtureArgs&>(m) = mixture_;
+      for (int64_t i = 0; i < count_; ++i) {
+        for (int64_t k = 0; k < p_.channels; ++k) drawn_[size_t(i * p_.channels + k)] = args_.x[index(i, k, r, c)];
+      }
+      m.p = parameters(r, c);
+      m.x = drawn_.data();
+      m.integers = true, m.x_type = int(IntType::kI64), m.x_at = {0, 1, p_.channels};
+      m.nll = nll_.data();
+      if (!mixture_kernels.nll[kType](m, 0, (count_ + kMixtureTask - 1) / kMixtureTask)) return SamplerEnd::kBadMixture;
+      for (int64_t i = 0; i < count_; ++i) {
+        if (!known(i, 0, r, c)) args_.log_prob[first_ + i] -= double(nll_[size_t(i)]);
+      }
+      return SamplerEnd::kDone;
+    }
+    const T* z = parameters(r, c);
+    for (int64_t i = 0; i < count_; ++i, z += p_.levels) {
+      if (known(i, group, r, c)) continue;
+      const T top = *std::max_element(z, z + p_.levels);
+      const T sum = sum_of_exponentials(z, p_.levels, top);
+      args_.log_prob[first_ + i] += double(z[args_.x[index(i, group, r, c)]] - top) - std::log(double(sum));
+    }
+    return SamplerEnd::kDone;
+  }
+
+  const SamplerArgs& args_;
+  const Program& p_;
+  const int64_t first_, count_, area_;
+  std::vector<int64_t> offsets_;
+  Scratch<T> planes_{0}, pre_{0};
+  Scratch<float> logits_{0};
+  std::vector<Part<T>> parts_;
+  std::vector<std::vector<const Stage*>> stages_[3];
+  std::vector<uint32_t> words_;
+  std::vector<float> sorted_;
+  std::vector<std::pair<uint32_t, int64_t>> order_;
+  std::vector<T> values_, nll_;
+  std::vector<int64_t> drawn_;
+  MixtureArgs mixture_{};
+};
+
+template <class T, class W>
+SamplerEnd run(const SamplerArgs& args, int64_t first, int64_t count) {
+  return Sampler<T, W>(args, first, count).run();
+}
+
+}  // namespace sampler
+}  // namespace
+}  // namespace CPU_CAPABILITY
+}  // namespace pygen

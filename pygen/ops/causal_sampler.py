@@ -1,0 +1,219 @@
+"""Cached sampling of autoregressive models: the public function, the torch op, checks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _ext, backends
+from .._lib import FLOATS, define, names, not_differentiable
+from .._options import Options
+from .._seed import Source
+from ..program import Program
+from ..reference.causal_sampler import causal_sampler as reference
+from .random import STREAM, check_stream, check_tensor, drawn, samples_of, stream
+
+Progress = Callable[[int, int], None]
+
+_WEIGHTS = (torch.float32, torch.float64, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class SamplerOptions(Options):
+    """Options of `causal_sampler` that are no tensors; csrc/cpu/causal_sampler.cpp reads the same."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    log_prob: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"causal_sampler: expected temperature >= 0 and finite, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"causal_sampler: expected top_k >= 0, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"causal_sampler: expected top_p in (0, 1], got {self.top_p}")
+
+
+def _check_shapes(
+    x: Tensor,
+    known: Tensor,
+    noise: Tensor | None,
+    words: Tensor,
+    tensors: Sequence[Tensor],
+    conditions: Sequence[Tensor],
+    ids: Tensor,
+    seed: int | None,
+    first_sample: int,
+    step: int,
+    offset: int,
+    options: SamplerOptions,
+) -> None:
+    op = "causal_sampler"
+    if x.dtype != torch.int64 or x.dim() != 4:
+        raise ValueError(f"{op}: expected x as int64 levels [B, C, H, W], got {x.dtype} {tuple(x.shape)}")
+    if known.dtype != torch.bool or known.shape != x.shape:
+        raise ValueError(
+            f"{op}: expected known as bool of x's shape {tuple(x.shape)}, got {known.dtype} {tuple(known.shape)}"
+        )
+    if not tensors:
+        raise ValueError(f"{op}: expected some tensors of weights, got none")
+    dtype = tensors[0].dtype
+    if dtype not in _WEIGHTS:
+        raise TypeError(f"{op}: expected weights of {names(_WEIGHTS)}, got {dtype}")
+    wide = torch.promote_types(dtype, torch.float32)
+    for i, tensor in enumerate(tensors):
+        wanted = dtype if tensor.dim() == 3 else wide
+        if tensor.dtype != wanted:
+            raise TypeError(f"{op}: expected tensor {i} of {wanted}, got {tensor.dtype}")
+    for i, tensor in enumerate(conditions):
+        if tensor.dtype != wide:
+            raise TypeError(f"{op}: expected condition {i} of {wide}, got {tensor.dtype}")
+    given = [("known", known), ("noise", noise), *(("a tensor", t) for t in tensors)]
+    for name, other in [*given, *(("a condition", t) for t in conditions)]:
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{op}: expected {name} on {x.device} as x, got {other.device}")
+    if noise is not None:
+        if noise.dtype not in FLOATS:
+            raise TypeError(f"{op}: expected noise of {names(FLOATS)}, got {noise.dtype}")
+        admitted = [(x.shape[0], x.shape[1] + more, *x.shape[2:]) for more in (0, 1)]
+        if tuple(noise.shape) not in admitted:
+            raise ValueError(f"{op}: expected noise of shape {admitted[0]}, or {admitted[1]} for a mixture, got "
+                             f"{tuple(noise.shape)}")  # fmt: skip
+    check_stream(op, x.shape, ids, first_sample, step, offset)
+
+
+def _check(*args: Any) -> Program:
+    _check_shapes(*args)
+    x, known, noise, words, tensors, conditions, *_ = args
+    try:
+        program = Program.decode(words)
+        program.check_tensors(tensors, conditions, len(x))
+    except ValueError as error:
+        raise ValueError(f"causal_sampler: {error}") from None
+    size = (program.channels, program.height, program.width)
+    if tuple(x.shape[1:]) != size:
+        raise ValueError(f"causal_sampler: expected x [B, {', '.join(map(str, size))}], got {tuple(x.shape)}")
+    if noise is not None and noise.shape[1] != program.draws:
+        raise ValueError(f"causal_sampler: expected noise of {program.draws} numbers a pixel, got {noise.shape[1]}")
+    check_stream("causal_sampler", (len(x), program.draws, *x.shape[2:]), *args[6:7], *args[8:11])
+    if x.device.type == "cpu":
+        wrong = x[known & ((x < 0) | (x >= program.levels))]
+        if len(wrong):
+            raise ValueError(f"causal_sampler: expected levels in [0, {program.levels}), got {int(wrong[0])}")
+        if program.groups == 1 and not torch.equal(known.any(1), known.all(1)):
+            raise ValueError(
+                "causal_sampler: expected known to be the same for all channels of a pixel, which are drawn together"
+            )
+        if noise is not None and noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
+            raise ValueError(f"causal_sampler: expected noise in [0, 1), got {noise.min().item()} to {noise.max().item()}")
+    return program
+
+
+class _Reporting(threading.local):
+    """What a call's progress is reported to, by this thread."""
+
+    progress: Progress | None = None
+
+    @contextlib.contextmanager
+    def to(self, progress: Progress | None) -> Iterator[None]:
+        previous, self.progress = self.progress, progress
+        _ext.report_to(progress)
+        try:
+            yield
+        finally:
+            self.progress = previous
+            _ext.report_to(previous)
+
+
+_reporting = _Reporting()
+
+
+def _default(*args: Any) -> tuple[Tensor, Tensor]:
+    program = _check(*args)
+    x, known, noise, _, tensors, conditions, ids, seed, first_sample, step, offset, options = args
+    y, log_prob = reference(
+        program,
+        tensors,
+        conditions,
+        x,
+        known,
+        noise,
+        ids=samples_of(ids, first_sample, len(x)),
+        seed=drawn(seed) if noise is None else 0,
+        step=step,
+        offset=offset,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        progress=_reporting.progress,
+    )
+    return y, log_prob if options.log_prob else log_prob.new_empty(0)
+
+
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    _check_shapes(*args)
+    x, options = args[0], args[-1]
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
+        len(x) if options.log_prob else 0, dtype=torch.float64
+    )
+
+
+define(
+    "causal_sampler(Tensor x, Tensor known, Tensor? noise, Tensor words, Tensor[] tensors, Tensor[] conditions, "
+    f"{STREAM}, str options) -> (Tensor, Tensor)",
+    family="causal_sampler",
+    default=_default,
+    fake=_fake,
+    check=_check_shapes,
+    options=SamplerOptions,
+    cuda=None,
+    draws=True,
+)
+
+def causal_sampler(
+    program: Program,
+    tensors: Sequence[Tensor],
+    x: Tensor,
+    known: Tensor,
+    conditions: Sequence[Tensor] = (),
+    *,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    log_prob: bool = False,
+    progress: Progress | None = None,
+    generator: Source = None,
+    first_sample: int = 0,
+    sample_ids: Tensor | None = None,
+    step: int = 0,
+    draw: int = 0,
+    offset: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """TODO"""
+    op = "causal_sampler"
+    if not isinstance(program, Program):
+        raise TypeError(f"{op}: expected a pygen.program.Program, got {type(program).__name__}")
+    for name, tensor in (("x", x), ("known", known)):
+        check_tensor(op, name, tensor)
+    if noise is not None:
+        check_tensor(op, "noise", noise)
+    not_differentiable(op, "detach it", *tensors, *conditions, *(() if noise is None else (noise,)))
+    options = SamplerOptions(float(temperature), top_k, float(top_p), log_prob)
+    where = stream(len(x), x.device, generator, first_sample, sample_ids, step, draw, offset)
+    args = (x, known, noise, program.encode(), list(tensors), list(conditions), *where)
+    with _reporting.to(progress):
+        if backends.forced is not None and backends.choose(op, x) == "reference":
+            y, log_p = _default(*args, options)
+        else:
+            y, log_p = torch.ops.pygen.causal_sampler(*args, str(options))
+    return y, log_p if log_prob else None
