@@ -15,7 +15,8 @@ is 0.
 
 and has a phase. Before the first pixel of a row, its stages of the phase ROW are computed for the whole row: they
 depend on the rows above alone. Then, pixel by pixel, and in a pixel for each group of channels that is drawn together,
-those of the phase PIXEL, and those of the phase HEAD, which nobody needs where nothing is drawn. What the rows above
+those of the phase PIXEL, and those of the phase HEAD, which nobody needs where nothing is drawn. (Of pixels that are known the stages of all groups
+may be computed in the order of the program, each for many pixels at once.) What the rows above
 contribute to the stages of a pixel has been summed by ROW stages, where a stage starts.
 
 A stage of a coarse or strided grid is computed for the image's rows r = row_at modulo row_every only, likewise columns.

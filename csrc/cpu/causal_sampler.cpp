@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <exception>
@@ -141,9 +142,7 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
     return refuse("pygen::causal_sampler", &causal_sampler, x, known, noise, words, tensors, conditions, ids, seed,
                   first_sample, step, offset, options);
   };
-  if (!o.ok || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1 || tensors.empty()) {
-    return refused();
-  }
+  if (!o.ok || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1) return refused();
   const Tensor numbers = words.contiguous();
   const auto p = program::decode(numbers.const_data_ptr<int64_t>(), numbers.numel());
   if (!p || !x.is_cpu() || x.scalar_type() != at::kLong || !known.is_cpu() || known.scalar_type() != at::kBool) {
@@ -152,7 +151,9 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   const int64_t batch = x.dim() == 4 ? x.size(0) : 0;
   const std::vector<int64_t> size{batch, p->channels, p->height, p->width};
   const std::vector<int64_t> noise_size{batch, p->draws(), p->height, p->width};
-  const auto type = tensors[0].scalar_type();
+  const auto weight = std::find_if(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.dim() == 3; });
+  if (weight == tensors.end()) return refused();
+  const auto type = weight->scalar_type();
   const auto kind = type == at::kFloat ? 0 : type == at::kDouble ? 1 : type == at::kBFloat16 ? 2 : -1;
   if (x.sizes() != at::IntArrayRef(size) || known.sizes() != x.sizes() || kind < 0 ||
       (noise && (!noise->is_cpu() || noise->sizes() != at::IntArrayRef(noise_size) || !float_type(noise->scalar_type())))) {

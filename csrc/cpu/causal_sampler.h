@@ -235,12 +235,14 @@ class Sampler {
     words_.resize(size_t(count_));
     drawn_.resize(size_t(count_ * p_.channels));
     nll_.resize(size_t(count_));
-    for (int phase = 0; phase < 3; ++phase) {
-      stages_[phase].resize(size_t(p_.groups));
-      for (const Stage& s : p_.stages) {
-        const bool row = phase == int(Phase::kRow);
-        if (s.phase == phase) stages_[phase][row ? 0 : size_t(s.group)].push_back(&s);
-      }
+    of_pixel_.resize(size_t(p_.groups));
+    of_head_.resize(size_t(p_.groups));
+    for (const Stage& s : p_.stages) {
+      if (s.when() == Phase::kRow) of_row_.push_back(&s);
+      if (s.when() == Phase::kHead) of_head_[size_t(s.group)].push_back(&s);
+      if (s.when() != Phase::kPixel) continue;
+      of_pixel_[size_t(s.group)].push_back(&s);
+      of_known_.push_back(&s);
     }
     if (args_.log_prob) std::fill_n(args_.log_prob + first_, count_, 0.0);
   }
@@ -249,18 +251,23 @@ class Sampler {
     const int64_t last = last_unknown();
     for (int64_t r = 0; r * p_.width <= last; ++r) {
       blank_image_row(r);
-      run_stages(stages_[int(Phase::kRow)][0], r, 0, p_.width);
+      run_stages(of_row_, r, 0, p_.width);
       for (int64_t c = 0; c < p_.width && r * p_.width + c <= last;) {
-        const int64_t end = std::max(c + 1, end_of_known(r, c));  // pixels that are known are computed side by side
-        for (int64_t i = c; i < end; ++i) put_known(r, i);
+        const int64_t known = end_of_known(r, c);
+        for (int64_t i = c; i < std::max(known, c + 1); ++i) put_known(r, i);
+        if (known > c) {  // side by side, stage by stage
+          run_stages(of_known_, r, c, known);
+          c = known;
+          continue;
+        }
         for (int64_t group = 0; group < p_.groups; ++group) {
-          run_stages(stages_[int(Phase::kPixel)][size_t(group)], r, c, end);
-          if (end - c > 1 || !any_unknown(group, r, c)) continue;
-          run_stages(stages_[int(Phase::kHead)][size_t(group)], r, c, end);
+          run_stages(of_pixel_[size_t(group)], r, c, c + 1);
+          if (!any_unknown(group, r, c)) continue;
+          run_stages(of_head_[size_t(group)], r, c, c + 1);
           const SamplerEnd how = draw(group, r, c);
           if (how != SamplerEnd::kDone) return how;
         }
-        c = end;
+        ++c;
       }
       if (args_.tick && !args_.tick(args_.context, count_)) return SamplerEnd::kStopped;
     }
@@ -576,7 +583,8 @@ class Sampler {
   Scratch<T> planes_{0}, pre_{0};
   Scratch<float> logits_{0};
   std::vector<Part<T>> parts_;
-  std::vector<std::vector<const Stage*>> stages_[3];
+  std::vector<const Stage*> of_row_, of_known_;  // the latter: of pixels, in the program's order
+  std::vector<std::vector<const Stage*>> of_pixel_, of_head_;  // by group
   std::vector<uint32_t> words_;
   std::vector<float> sorted_;
   std::vector<std::pair<uint32_t, int64_t>> order_;

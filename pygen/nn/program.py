@@ -230,7 +230,7 @@ class ProgramBuilder:
 
             def some(given: Tensor) -> Tensor:
                 values = condition(given)[:, columns]
-                return values.movedim(1, -1).contiguous()
+                return values.movedim(1, -1).to(_wide(values)).contiguous()
 
             self.conditions.append(some)
             found["condition"] = len(self.conditions) - 1

@@ -64,9 +64,9 @@ def _check_shapes(
         raise ValueError(
             f"{op}: expected known as bool of x's shape {tuple(x.shape)}, got {known.dtype} {tuple(known.shape)}"
         )
-    if not tensors:
-        raise ValueError(f"{op}: expected some tensors of weights, got none")
-    dtype = tensors[0].dtype
+    dtype = next((tensor.dtype for tensor in tensors if tensor.dim() == 3), None)
+    if dtype is None:
+        raise ValueError(f"{op}: expected packed weights among the tensors, got none")
     if dtype not in _WEIGHTS:
         raise TypeError(f"{op}: expected weights of {names(_WEIGHTS)}, got {dtype}")
     wide = torch.promote_types(dtype, torch.float32)

@@ -71,7 +71,7 @@ class _Planes:
         self, program: Program, tensors: list[Tensor], conditions: list[Tensor], batch: int, device: torch.device
     ) -> None:
         self.program, self.conditions = program, conditions
-        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        dtype = torch.promote_types(next(t.dtype for t in tensors if t.dim() == 3), torch.float32)
         self.weights = {s: unpack(tensors[s.weight], s.outputs).to(dtype) for s in program.stages if s.weight >= 0}
         self.biases = {s: tensors[s.bias].to(dtype) for s in program.stages if s.bias >= 0}
         self.margin = max([1, *(abs(d) for s in program.stages for read in s.reads for d in (read.dy, read.dx))]) + 1
