@@ -4,34 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from . import ranks
 from .data import Dataset
-from .models import Flow, Model
+from .models import Autoregressive, Flow, Model
 
 
-def in_chunks(
-    model: Model, n: int, draw: Callable[[int, int], Tensor], advance: Callable[[int], None] = lambda done: None
+def in_batches(
+    model: Model, n: int, draw: Callable[..., Tensor], advance: Callable[[int], None] = lambda done: None
 ) -> Tensor | None:
-    """Samples 0 .. n - 1, which draw(first, count) makes for the model's chunks: the same for any number of processes.
+    """Samples 0 .. n - 1, which draw(first, count, **options) makes for batches: the same for any number of processes.
 
-    Every process draws whole chunks by turns. The samples [n, ...] come to rank 0 (None elsewhere), on the CPU.
+    Every process draws whole batches by turns. The samples [n, ...] come to rank 0 (None elsewhere), on the CPU.
     advance: called on every rank with how many samples are new, as all processes have about as many.
     """
     parts = []
-    for first in range(ranks.rank() * model.CHUNK, n, ranks.world() * model.CHUNK):
-        parts.append(draw(first, min(model.CHUNK, n - first)).cpu())
-        advance(min(ranks.world() * model.CHUNK, n - first))
+    size = min(batch_of(model), model.CHUNK * -(-n // (ranks.world() * model.CHUNK)))  # something for every process
+    for first in range(ranks.rank() * size, n, ranks.world() * size):
+        count = min(ranks.world() * size, n - first)
+        told = _Told(count, advance)
+        options = {"progress": told} if isinstance(model, Autoregressive) else {}
+        parts.append(draw(first, min(size, n - first), **options).cpu())
+        told(1, 1)
     if ranks.world() == 1:
         return torch.cat(parts)
     gathered: list[list[Tensor]] | None = [[] for _ in range(ranks.world())] if ranks.rank() == 0 else None
     distributed.gather_object(parts, gathered)
     if gathered is None:
         return None
-    return torch.cat([gathered[i % ranks.world()][i // ranks.world()] for i in range(math.ceil(n / model.CHUNK))])
+    return torch.cat([gathered[i % ranks.world()][i // ranks.world()] for i in range(math.ceil(n / size))])
+
+
+class _Told:
+    """Tells of how many of `count` samples are done when some of the work is."""
+
+    def __init__(self, count: int, advance: Callable[[int], None]) -> None:
+        self._count, self._advance, self._done = count, advance, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = self._count * done // total
+        self._advance(now - self._done)
+        self._done = now
+
+
+def batch_of(model: Model) -> int:
+    """How many samples to draw in one call."""
+    return model.BATCH or model.CHUNK
 
 
 def sample(
@@ -45,17 +67,17 @@ def sample(
 ) -> Tensor | None:
     """`model.sample` by all processes together."""
 
-    def draw(first: int, count: int) -> Tensor:
+    def draw(first: int, count: int, **options: Any) -> Tensor:
         labels = None if y is None else y[first : first + count]
-        return model.sample(count, labels, generator=seed, first_sample=first, temperature=temperature)
+        return model.sample(count, labels, generator=seed, first_sample=first, temperature=temperature, **options)
 
-    return in_chunks(model, n, draw, advance)
+    return in_batches(model, n, draw, advance)
 
 
 class Samples(Dataset):
     """The first n samples that a model draws with a seed, labels drawn too, as a data set; each when it is asked for.
 
-    They come in chunks of `model.CHUNK`: read them in batches of multiples of it, in order.
+    They come in batches of `batch_of(model)`: read them in batches of multiples of it, in order.
     """
 
     def __init__(self, model: Model, n: int, *, seed: int) -> None:
@@ -63,7 +85,7 @@ class Samples(Dataset):
         self.model, self._seed = model, seed
 
     def _read(self, indices: Tensor) -> tuple[Tensor, ...]:
-        size = self.model.CHUNK
+        size = batch_of(self.model)
         chunks, places = torch.unique(indices // size, return_inverse=True)
         parts = [self.model.sample(size, generator=self._seed, first_sample=size * chunk) for chunk in chunks.tolist()]
         return (torch.cat(parts).cpu()[size * places + indices % size],)

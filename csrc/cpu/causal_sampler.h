@@ -160,42 +160,65 @@ void multiply(const std::vector<Part<T>>& parts, int64_t rows, const W* weights,
 
 // --- what follows a product ------------------------------------------------------------------------------------------
 
-// y [written] = activation(pre) + residual, for a site
+// y = activation(pre) + residual for some sites, in rows that are so far apart
 template <class T>
-PYGEN_INLINE void finish(Activation activation, const T* pre, int64_t outputs, const T* residual, T* y) {
+void finish_sites(Activation activation, const T* pre, int64_t pre_row, int64_t outputs, const T* residual,
+                  int64_t residual_row, int64_t sites, T* y, int64_t y_row) {
   using V = Vec<T>;
-  const int64_t n = outputs;
-  const auto each = [&](int64_t count, const auto& f) __attribute__((always_inline)) {
-    for_vectors<T>(count, [&](int64_t i, auto w) __attribute__((always_inline)) {
-      V v = f(i, w);
-      if (residual) v = v + V::loadu(residual + i, w);
-      v.store(y + i, w);
-    });
+  const auto each = [&](int64_t channels, const auto& f) __attribute__((always_inline)) {
+    for (int64_t site = 0; site < sites; ++site, pre += pre_row, y += y_row) {
+      for_vectors<T>(channels, [&](int64_t i, auto w) __attribute__((always_inline)) {
+        V v = f(i, w);
+        if (residual) v = v + V::loadu(residual + site * residual_row + i, w);
+        v.store(y + i, w);
+      });
+    }
   };
+  const auto in = [&](int64_t i, auto w) __attribute__((always_inline)) { return V::loadu(pre + i, w); };
+  const int64_t half = outputs / 2;
   switch (activation) {
     case Activation::kNone:
-      return each(n, [&](int64_t i, auto w) { return V::loadu(pre + i, w); });
+      return each(outputs, in);
     case Activation::kRelu:
-      return each(n, [&](int64_t i, auto w) { return relu(V::loadu(pre + i, w)); });
+      return each(outputs, [&](int64_t i, auto w) __attribute__((always_inline)) { return relu(in(i, w)); });
     case Activation::kElu:
-      return each(n, [&](int64_t i, auto w) { return elu(V::loadu(pre + i, w)); });
+      return each(outputs, [&](int64_t i, auto w) __attribute__((always_inline)) { return elu(in(i, w)); });
     case Activation::kGate:
-      return each(n / 2, [&](int64_t i, auto w) {
-        return gate<Gate::kTanh>(V::loadu(pre + i, w), V::loadu(pre + n / 2 + i, w));
+      return each(half, [&](int64_t i, auto w) __attribute__((always_inline)) {
+        return gate<Gate::kTanh>(in(i, w), in(half + i, w));
       });
     case Activation::kGlu:
-      return each(n / 2, [&](int64_t i, auto w) {
-        return gate<Gate::kLinear>(V::loadu(pre + i, w), V::loadu(pre + n / 2 + i, w));
+      return each(half, [&](int64_t i, auto w) __attribute__((always_inline)) {
+        return gate<Gate::kLinear>(in(i, w), in(half + i, w));
       });
     case Activation::kConcatElu:
-      for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
-        V first, second;
-        concat_elu(V::loadu(pre + i, w), first, second);
-        if (residual) first = first + V::loadu(residual + i, w), second = second + V::loadu(residual + n + i, w);
-        first.store(y + i, w);
-        second.store(y + n + i, w);
-      });
+      for (int64_t site = 0; site < sites; ++site, pre += pre_row, y += y_row) {
+        const T* const added = residual ? residual + site * residual_row : nullptr;
+        for_vectors<T>(outputs, [&](int64_t i, auto w) __attribute__((always_inline)) {
+          V first, second;
+          concat_elu(in(i, w), first, second);
+          if (added) first = first + V::loadu(added + i, w), second = second + V::loadu(added + outputs + i, w);
+          first.store(y + i, w);
+          second.store(y + outputs + i, w);
+        });
+      }
   }
+}
+
+// NaN if one is
+template <class T>
+inline T largest(const T* z, int64_t n) {
+  using V = Vec<T>;
+  constexpr T kLeast = -std::numeric_limits<T>::infinity();
+  V most(kLeast);
+  for_vectors<T>(n, [&](int64_t i, auto w) __attribute__((always_inline)) {
+    most = at::vec::maximum(most, V::set(V(kLeast), V::loadu(z + i, w), w));
+  });
+  T lanes[V::size()];
+  most.store(lanes);
+  T top = lanes[0];
+  for (const T v : lanes) top = v > top || v != v ? v : top;
+  return top;
 }
 
 // sum of e^(z - top)
@@ -251,19 +274,25 @@ class Sampler {
     const int64_t last = last_unknown();
     for (int64_t r = 0; r * p_.width <= last; ++r) {
       blank_image_row(r);
-      run_stages(of_row_, r, 0, p_.width);
+      run_stages(in_row(of_row_, r), r, 0, p_.width);
+      const auto of_known = in_row(of_known_, r);
+      std::vector<std::vector<InRow>> of_pixel, of_head;
+      for (size_t group = 0; group < size_t(p_.groups); ++group) {
+        of_pixel.push_back(in_row(of_pixel_[group], r));
+        of_head.push_back(in_row(of_head_[group], r));
+      }
       for (int64_t c = 0; c < p_.width && r * p_.width + c <= last;) {
         const int64_t known = end_of_known(r, c);
         for (int64_t i = c; i < std::max(known, c + 1); ++i) put_known(r, i);
         if (known > c) {  // side by side, stage by stage
-          run_stages(of_known_, r, c, known);
+          run_stages(of_known, r, c, known);
           c = known;
           continue;
         }
         for (int64_t group = 0; group < p_.groups; ++group) {
-          run_stages(of_pixel_[size_t(group)], r, c, c + 1);
+          run_stages(of_pixel[size_t(group)], r, c, c + 1);
           if (!any_unknown(group, r, c)) continue;
-          run_stages(of_head_[size_t(group)], r, c, c + 1);
+          run_stages(of_head[size_t(group)], r, c, c + 1);
           const SamplerEnd how = draw(group, r, c);
           if (how != SamplerEnd::kDone) return how;
         }
@@ -277,69 +306,97 @@ class Sampler {
  private:
   static int64_t columns(const Plane& plane) { return plane.left + plane.width + plane.right; }
 
-  // of the first image; `column` counts from the plane's first one, or, of a transient plane, from the run's
-  T* at(int64_t plane, int64_t row, int64_t column) {
+  // Where the places of a plane lie in one row: of the first image and channel.
+  struct Line {
+    T* first;
+    int64_t scale, step, site;  // step: from column to column; 0: of a transient plane. site: from image to image
+
+    T* at(int64_t c) const { return first + (scale == 1 ? c : c / scale) * step; }
+  };
+
+  // A stage in one row.
+  struct InRow {
+    const Stage* stage;
+    Line out, start, residual;
+    struct Term {
+      Line line;
+      int64_t depth;
+      bool ends;
+    };
+    std::vector<Term> terms;
+    bool even;  // whether its columns lie side by side in all planes
+  };
+
+  Line line(int64_t plane, int64_t r, int64_t dy = 0, int64_t dx = 0, int64_t channel = 0) {
     const Plane& p = p_.planes[size_t(plane)];
-    const int64_t ring = ((row % p.rows) + p.rows) % p.rows;
-    return planes_ + offsets_[size_t(plane)] + (ring * columns(p) + p.left + column) * count_ * p.channels;
+    const int64_t row = r / p.scale + dy, ring = (row % p.rows + p.rows) % p.rows, step = count_ * p.channels;
+    T* first = planes_ + offsets_[size_t(plane)] + (ring * columns(p) + p.left + dx) * step + channel;
+    return {first, p.scale, p.transient ? 0 : step, p.channels};
   }
-  int64_t channels(int64_t plane) const { return p_.planes[size_t(plane)].channels; }
 
   // --- stages
 
-  void run_stages(const std::vector<const Stage*>& stages, int64_t r, int64_t begin, int64_t end) {
+  std::vector<InRow> in_row(const std::vector<const Stage*>& stages, int64_t r) {
+    std::vector<InRow> found;
     for (const Stage* s : stages) {
       if (r % s->row_every != s->row_at) continue;
-      const int64_t step = s->column_every;
-      const int64_t first = begin + ((s->column_at - begin) % step + step) % step;
+      InRow at{s, line(s->out, r, 0, 0, s->first), {}, {}, {}, s->column_every == p_.planes[size_t(s->out)].scale};
+      if (s->start >= 0) at.start = line(s->start, r, 0, 0, s->start_first);
+      if (s->residual >= 0) at.residual = line(s->residual, r, 0, 0, s->residual_first);
+      int64_t chain = 0;
+      for (const Read& read : s->reads) {
+        at.even &= s->column_every == p_.planes[size_t(read.plane)].scale;
+        for (int64_t k = 0; k < read.count;) {
+          const int64_t depth = std::min(read.count - k, kChain - chain);
+          chain = (chain + depth) % kChain;
+          at.terms.push_back({line(read.plane, r, read.dy, read.dx, read.first + k), depth, chain == 0});
+          k += depth;
+        }
+      }
+      if (!at.terms.empty()) at.terms.back().ends = true;
+      found.push_back(std::move(at));
+    }
+    return found;
+  }
+
+  // Some stages for the pixels [begin, end) of a row.
+  void run_stages(const std::vector<InRow>& stages, int64_t r, int64_t begin, int64_t end) {
+    for (const InRow& at : stages) {
+      const int64_t step = at.stage->column_every, first = begin + (step == 1 ? 0 : to_next(at.stage->column_at - begin, step));
       if (first >= end) continue;
-      const int64_t n = (end - 1 - first) / step + 1;
-      bool even = n == 1 || step == p_.planes[size_t(s->out)].scale;  // whether columns lie side by side in all planes
-      for (const Read& read : s->reads) even &= n == 1 || step == p_.planes[size_t(read.plane)].scale;
-      for (int64_t i = 0; i < n; i += even ? n : 1) run_stage(*s, r, first + i * step, i, even ? n : 1);
+      const int64_t n = step == 1 ? end - first : (end - 1 - first) / step + 1;
+      for (int64_t i = 0; i < n; i += at.even ? n : 1) run_stage(at, r, first + i * step, i, at.even ? n : 1);
     }
   }
+  static int64_t to_next(int64_t distance, int64_t step) { return (distance % step + step) % step; }
 
-  // Of the place of column c, the first of n; it is column `of_run` of the run.
-  T* place(int64_t plane, int64_t r, int64_t c, int64_t of_run, int64_t dy = 0, int64_t dx = 0) {
-    const Plane& p = p_.planes[size_t(plane)];
-    return at(plane, r / p.scale + dy, p.transient ? of_run : c / p.scale + dx);
-  }
-
-  void run_stage(const Stage& s, int64_t r, int64_t c, int64_t of_run, int64_t n) {
-    const int64_t stride = s.panels() * kPanel, outputs = s.outputs, sites = n * count_;
-    const Activation activation = s.activates();
-    T* const y = place(s.out, r, c, of_run) + s.first;
-    const T* const start = s.start < 0 ? nullptr : place(s.start, r, c, of_run) + s.start_first;
-    const T* const residual = s.residual < 0 ? nullptr : place(s.residual, r, c, of_run) + s.residual_first;
+  // n columns from c on, which is column `i` of a run.
+  void run_stage(const InRow& at, int64_t r, int64_t c, int64_t i, int64_t n) {
+    const Stage& s = *at.stage;
+    const auto place = [&](const Line& line) { return line.step ? line.at(c) : line.first + i * count_ * line.site; };
+    const int64_t stride = s.panels() * kPanel, sites = n * count_;
+    T* const y = place(at.out);
+    const T* const start = s.start < 0 ? nullptr : place(at.start);
+    const T* const residual = s.residual < 0 ? nullptr : place(at.residual);
     const T* const bias = s.bias < 0 ? nullptr : static_cast<const T*>(args_.tensors[s.bias]);
     parts_.clear();
-    int64_t chain = 0;
-    for (const Read& read : s.reads) {
-      const T* a = place(read.plane, r, c, of_run, read.dy, read.dx) + read.first;
-      for (int64_t k = 0; k < read.count;) {
-        const int64_t depth = std::min(read.count - k, kChain - chain);
-        chain = (chain + depth) % kChain;
-        parts_.push_back({a + k, channels(read.plane), depth, chain == 0});
-        k += depth;
-      }
-    }
-    if (!parts_.empty()) parts_.back().ends = true;
+    for (const auto& term : at.terms) parts_.push_back({place(term.line), term.line.site, term.depth, term.ends});
+    const bool direct = parts_.empty() && !bias && s.condition < 0 && start;  // an activation alone
     for (int64_t site = 0; site < sites; site += kSites) {
       const int64_t some = std::min(kSites, sites - site);
-      const bool direct = parts_.empty() && !bias && s.condition < 0 && start;  // an activation alone
       if (!direct) {
-        for (int64_t i = 0; i < some; ++i) begin_site(s, r, c, site + i, bias, start, pre_ + i * stride);
+        for (int64_t k = 0; k < some; ++k) {
+          begin_site(s, r, c, site + k, bias, start ? start + (site + k) * at.start.site : nullptr, pre_ + k * stride);
+        }
       }
       if (!parts_.empty()) {
-        multiply<T, W>(parts_, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), outputs, pre_, stride);
+        multiply<T, W>(parts_, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs, pre_, stride);
         for (Part<T>& part : parts_) part.a += some * part.row;
       }
-      for (int64_t i = 0; i < some; ++i) {
-        const T* pre = direct ? start + (site + i) * channels(s.start) : pre_ + i * stride;
-        finish(activation, pre, outputs, residual ? residual + (site + i) * channels(s.residual) : nullptr,
-               y + (site + i) * channels(s.out));
-      }
+      const T* const pre = direct ? start + site * at.start.site : static_cast<const T*>(pre_);
+      finish_sites(s.activates(), pre, direct ? at.start.site : stride, s.outputs,
+                   residual ? residual + site * at.residual.site : nullptr, at.residual.site, some,
+                   y + site * at.out.site, at.out.site);
     }
   }
 
@@ -355,13 +412,12 @@ class Sampler {
       }
       condition += index * s.outputs;
     }
-    if (start) start += site * channels(s.start);
-    for (int64_t j = 0; j < s.outputs; ++j) {
-      T sum = bias ? bias[j] : T(0);
-      if (condition) sum += condition[j];
-      if (start) sum += start[j];
-      pre[j] = sum;
-    }
+    for_vectors<T>(s.outputs, [&](int64_t j, auto w) __attribute__((always_inline)) {
+      Vec<T> sum = bias ? Vec<T>::loadu(bias + j, w) : Vec<T>(T(0));
+      if (condition) sum = sum + Vec<T>::loadu(condition + j, w);
+      if (start) sum = sum + Vec<T>::loadu(start + j, w);
+      sum.store(pre + j, w);
+    });
   }
 
   // --- what is known
@@ -401,14 +457,16 @@ class Sampler {
   // --- the image
 
   void blank_image_row(int64_t r) {  // a row of the ring that held another one; channels beyond the image's are 1
-    T* row = at(0, r, 0);
-    const int64_t wide = channels(0);
+    const Line image = line(0, r);
+    T* const row = image.first;
+    const int64_t wide = image.site;
     for (int64_t i = 0; i < p_.width * count_; ++i) {
       for (int64_t k = 0; k < wide; ++k) row[i * wide + k] = k < p_.channels ? T(0) : T(1);
     }
   }
   void put(int64_t image, int64_t channel, int64_t r, int64_t c, int64_t level) {
-    at(0, r, c)[image * channels(0) + channel] = T(level) * T(2.0 / double(p_.levels - 1)) - T(1);
+    const Line row = line(0, r);
+    row.at(c)[image * row.site + channel] = T(level) * T(2.0 / double(p_.levels - 1)) - T(1);
   }
   void put_known(int64_t r, int64_t c) {
     for (int64_t image = 0; image < count_; ++image) {
@@ -458,8 +516,7 @@ class Sampler {
     } else if (args_.temperature > 0) {
       fill_values<Distribution::kBits>(stream_at(pixel, group, 1), 0, count_, words_.data());
     }
-    const bool whole = p_.planes[size_t(p_.output)].transient;
-    const T* z = at(p_.output, r, whole ? 0 : c);
+    const T* z = parameters(r, c);
     bool fine = true;
     for (int64_t image = 0; image < count_; ++image, z += levels) {
       if (known(image, group, r, c)) continue;
@@ -469,8 +526,7 @@ class Sampler {
         fine &= z[level] == z[level];
         continue;
       }
-      T top = z[0];
-      for (int64_t k = 1; k < levels; ++k) top = std::max(top, z[k]);
+      const T top = largest(z, levels);
       for (int64_t k = 0; k < levels; ++k) logits_[k] = float(z[k] - top) / args_.temperature;
       filter();
       level = categorical_row(static_cast<const float*>(logits_), levels, words_[size_t(image)]);
@@ -520,7 +576,7 @@ class Sampler {
     set_places(m, p_.layout);
     m.p_at = {0, 1, m.parameters};
   }
-  const T* parameters(int64_t r, int64_t c) { return at(p_.output, r, p_.planes[size_t(p_.output)].transient ? 0 : c); }
+  const T* parameters(int64_t r, int64_t c) { return line(p_.output, r).at(c); }
   static constexpr int kType = int(std::is_same_v<T, double> ? FloatType::kF64 : FloatType::kF32);
 
   bool draw_mixture(int64_t r, int64_t c) {
@@ -569,7 +625,7 @@ class Sampler {
     const T* z = parameters(r, c);
     for (int64_t i = 0; i < count_; ++i, z += p_.levels) {
       if (known(i, group, r, c)) continue;
-      const T top = *std::max_element(z, z + p_.levels);
+      const T top = largest(z, p_.levels);
       const T sum = sum_of_exponentials(z, p_.levels, top);
       args_.log_prob[first_ + i] += double(z[args_.x[index(i, group, r, c)]] - top) - std::log(double(sum));
     }

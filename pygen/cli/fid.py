@@ -177,7 +177,7 @@ def _check_used(kind: str, sources: Sequence[Source]) -> None:
     """Raises ValueError for options about what is not there."""
     from ..data import Dataset
     from ..metrics.fid import FrechetSide
-    from ..sampling import Samples
+    from ..sampling import Samples, batch_of
 
     network = kind == "inception" and not all(isinstance(source, FrechetSide) for source in sources)
     drawn = [isinstance(source, Samples) for source in sources]
@@ -207,13 +207,13 @@ def _side(
     from ..metrics.features import extract_features
     from ..metrics.fid import FrechetSide
     from ..progress import Progress
-    from ..sampling import Samples
+    from ..sampling import Samples, batch_of
 
     if isinstance(source, FrechetSide):
         side = source
     else:
-        if isinstance(source, Samples):  # drawn in whole chunks
-            chunk = source.model.CHUNK
+        if isinstance(source, Samples):  # drawn in whole batches
+            chunk = batch_of(source.model)
             options = {**options, "batch_size": -(-options["batch_size"] // chunk) * chunk}
         with Progress(console, spec, len(source), "samples") as progress:
             try:

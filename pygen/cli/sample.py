@@ -27,6 +27,7 @@ Examples:
   pygen sample run -n 64 --out samples.png
   pygen sample run -n 50000 --seed 1 --out samples.npz
   pygen sample run -n 16 --class 3 --temperature 0.8 --out threes.png
+  pygen sample run -n 16 --top-p 0.95 --out likely.png
   pygen sample run -n 64 --complete images.npz --known mask.png --out completed.png
   torchrun --nproc-per-node 2 -m pygen sample run -n 50000 --out samples.npz"""
 )
@@ -34,6 +35,8 @@ Examples:
 @click.option("-n", "count", type=click.IntRange(1, MOST), default=64, show_default=True, help="How many samples.")
 @click.option("--class", "label", type=int, metavar="K", help="Label of all samples; by default labels are drawn.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Below 1: likelier, less varied.")
+@click.option("--top-k", type=click.IntRange(0), metavar="K", help="Draw from the K likeliest levels only.")
+@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest levels that make up P only.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed: the same samples.")
 @click.option("--complete", "images", metavar="SPEC", help="Data to complete, as for pygen train; the first ones.")
 @click.option("--load", "loading", multiple=True, metavar="NAME=VALUE", help="An option of that data; repeatable.")
@@ -45,6 +48,8 @@ def sample(
     count: int,
     label: int | None,
     temperature: float,
+    top_k: int | None,
+    top_p: float | None,
     seed: int,
     images: str | None,
     loading: tuple[str, ...],
@@ -79,15 +84,18 @@ def sample(
             elif model.num_classes is not None:
                 y = model.draw_labels(count, generator=seed)
             model.condition.check(count, y, None)
+            filters = {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None}
+            if filters and not isinstance(model, models.Autoregressive):
+                raise ValueError("expected no --top-k and --top-p: the model draws no levels")
             if (images is None) != (known is None):
                 raise ValueError("expected --complete and --known together: images, and what is known of them")
             if loading and images is None:
                 raise ValueError("expected --load together with --complete, whose option it is")
             given = None if images is None or known is None else _to_complete(model, images, loading, known)
 
-        def draw(first: int, number: int) -> Tensor:
+        def draw(first: int, number: int, **options: Any) -> Tensor:
             labels = None if y is None else y[first : first + number]
-            options: dict[str, Any] = {"generator": seed, "first_sample": first, "temperature": temperature}
+            options |= {"generator": seed, "first_sample": first, "temperature": temperature, **filters}
             if given is None:
                 return model.sample(number, labels, **options)
             data, mask = given
@@ -95,7 +103,7 @@ def sample(
             return model.complete(x.to(mask.device), mask, labels, **options)
 
         with failing(*INPUT), Progress(console, f"{type(model).__name__}, {checkpoint}", count, "samples") as progress:
-            x = sampling.in_chunks(model, count, draw, progress.advance)
+            x = sampling.in_batches(model, count, draw, progress.advance)
         if x is not None:
             outputs.write(out, model, x, y)
             console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)

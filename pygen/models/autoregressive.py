@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from .. import ops
 from .._lib import INTEGERS
 from ..nn import CausalHead, Compiled, MixtureHead, ProgramBuilder
 from ..nn._arguments import check_integer
@@ -17,11 +20,12 @@ from .model import Model
 class Autoregressive(Model):
     """log p(x) = sum over pixels, in raster order, and their channels of log p(x_i | all before it): exact.
 
-    A subclass implements `_features`, from which `head` makes the distribution of each level. `sample` and `complete`
-    run the net once for every pixel, and for every channel that its head draws alone, on the rows down to it.
+    A subclass implements `_features`, from which `head` makes the distribution of each level, and `_stages`, the same
+    layers for a pixel program, which `sample` and `complete` run.
     """
 
     PICTURES = CHUNK = 16
+    BATCH = 256
     ONES = False  # whether `_features` adds a channel of ones to the image
     levels: int
     head: CausalHead | MixtureHead
@@ -58,34 +62,132 @@ class Autoregressive(Model):
         nll = self.head.nll(self._features(self._scaled(v), condition), v)
         return -nll.double().flatten(1).sum(1).to(nll.dtype)
 
-    def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
-        x = torch.zeros(self.CHUNK, *self.shape, dtype=torch.int64, device=self._like.device)
-        return self._complete(first, x, torch.ones_like(x, dtype=torch.bool), y, context, seed, temperature)
+    # --- samples -----------------------------------------------------------------------------------------------------
 
-    def _complete(
+    @torch.no_grad()
+    def sample(  # type: ignore[override]
         self,
-        first: int,
+        n: int,
+        y: Tensor | Sequence[int] | int | None = None,
+        *,
+        generator: Source = None,
+        context: Tensor | None = None,
+        first_sample: int = 0,
+        temperature: float = 1.0,
+        **options: Unpack[Drawing],
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """n samples [n, C, H, W]: numbers first_sample .. first_sample + n - 1 of the seed; see `Model.sample`.
+
+        They are drawn by `pygen.ops.causal_sampler`, which computes every feature once: the pixels of a loop that runs
+        the net for each of them, up to its rounding. With its native kernel a sample is the same, to the bit, in any
+        batch, on any number of threads.
+
+        temperature: of the logits; of a mixture's components and of their logistic distributions.
+        top_k, top_p: see `pygen.ops.causal_sampler`; not for mixtures.
+        log_prob: whether to return (samples, log p [n]) with the log-probability, in nats and at temperature 1, of what
+            was drawn.
+        noise: uniform numbers in [0, 1) to draw with instead of the stream's, [n, C, H, W], or, for mixtures,
+            [n, 1 + C, H, W].
+        progress: progress(done, total) is called now and then, counting rows of images.
+        """
+        seed, given = self._started(n, y, context, generator, first_sample, temperature)
+        x = torch.zeros(n, *self.shape, dtype=torch.int64, device=self._like.device)
+        known = torch.zeros_like(x, dtype=torch.bool)
+        return self._draw(x, known, given, seed, first_sample, temperature, options)
+
+    @torch.no_grad()
+    def complete(  # type: ignore[override]
+        self,
         x: Tensor,
-        unknown: Tensor,
-        y: Tensor | None,
-        context: Tensor | None,
+        known: Tensor,
+        y: Tensor | Sequence[int] | int | None = None,
+        *,
+        generator: Source = None,
+        context: Tensor | None = None,
+        first_sample: int = 0,
+        temperature: float = 1.0,
+        **options: Unpack[Drawing],
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Samples [n, C, H, W] that are x where `known` is True, drawn given that of it which comes before; see
+        `Model.complete`, and `sample` for the options."""
+        known = self._check_known(x, known)
+        seed, given = self._started(len(x), y, context, generator, first_sample, temperature)
+        x = self._prepare(x.where(known, 0), None).long()
+        self.head.check_unknown(~known)
+        return self._draw(x, known, given, seed, first_sample, temperature, options)
+
+    def _draw(
+        self,
+        x: Tensor,
+        known: Tensor,
+        given: tuple[Tensor | None, Tensor | None],
         seed: int,
+        first_sample: int,
         temperature: float,
-    ) -> Tensor:
-        condition = self._given(self.CHUNK, y, context)
-        x = self._prepare(x, None).long()
-        self.head.check_unknown(unknown)
-        _, height, width = self.shape
-        wanted = unknown.any(0).cpu()
-        for row, column in itertools.product(range(height), range(width)):
-            for channels in self.head.drawn_together:
-                if not wanted[channels, row, column].any():
-                    continue
-                h = self._features(self._scaled(x[:, :, : row + 1]), condition)[:, :, row, column]
-                new = self.head.draw(h, channels, temperature, seed, first, row * width + column)
-                pixel = x[:, channels, row, column]
-                pixel.copy_(new.where(unknown[:, channels, row, column], pixel))
-        return x.to(torch.uint8) if self.levels <= 256 else x
+        options: Drawing,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        check_options(options)
+        n, progress, noise = len(x), options.get("progress"), options.get("noise")
+        if isinstance(self.head, MixtureHead) and (options.get("top_k", 0) or options.get("top_p", 1.0) != 1):
+            raise ValueError("expected top_k and top_p for models with a softmax only, which mixtures have none of")
+        compiled = self.program()
+        with self.evaluating():
+            condition = self._given(n, *given)
+            conditions = [self._by_chunks(make, condition, first_sample) for make in compiled.conditions]
+        parts = []
+        for start in range(0, max(n, 1), self.BATCH):
+            own = slice(start, start + self.BATCH)
+            done, rows = start * self.shape[1], n * self.shape[1]
+            parts.append(
+                ops.causal_sampler(
+                    compiled.program,
+                    compiled.tensors,
+                    x[own],
+                    known[own],
+                    [values[own] for values in conditions],
+                    noise=None if noise is None else noise[own],
+                    temperature=temperature,
+                    top_k=options.get("top_k", 0),
+                    top_p=options.get("top_p", 1.0),
+                    log_prob=options.get("log_prob", False),
+                    progress=None if progress is None else partial(_count, progress, done, rows),
+                    generator=seed,
+                    first_sample=first_sample + start,
+                )
+            )
+        drawn = torch.cat([levels for levels, _ in parts])
+        drawn = drawn.to(torch.uint8) if self.levels <= 256 else drawn
+        log_prob = [log_p for _, log_p in parts if log_p is not None]
+        return (drawn, torch.cat(log_prob)) if log_prob else drawn
+
+    def _by_chunks(self, make: Callable[[Tensor], Tensor], condition: Tensor | None, first_sample: int) -> Tensor:
+        """make(condition), for samples from `first_sample` on, by whole chunks of numbers."""
+        assert condition is not None
+        n, before = len(condition), first_sample % self.CHUNK
+        whole = condition.new_zeros(-(-(before + n) // self.CHUNK) * self.CHUNK, *condition.shape[1:])
+        whole[before : before + n] = condition
+        made = [make(chunk) for chunk in whole.split(self.CHUNK)]
+        return torch.cat(made)[before : before + n] if made else make(condition)
+
+
+class Drawing(TypedDict, total=False):
+    """Options of `Autoregressive.sample` and `complete`."""
+
+    top_k: int
+    top_p: float
+    log_prob: bool
+    noise: Tensor | None
+    progress: Callable[[int, int], None] | None
+
+
+def check_options(options: Drawing) -> None:
+    for name in options:
+        if name not in Drawing.__annotations__:
+            raise TypeError(f"expected options among {', '.join(Drawing.__annotations__)}, got {name!r}")
+
+
+def _count(progress: Callable[[int, int], None], before: int, total: int, done: int, of: int) -> None:
+    progress(before + done, total)
 
 
 def check_image(shape: tuple[int, int, int], levels: int, **sizes: int) -> None:

@@ -36,12 +36,14 @@ class Model(nn.Module):
     context_features: width of the context [B, context_features]; 0 for a model without one.
     context_area: (H, W) if the context is a map [B, context_features, H, W].
     PICTURES: samples that training draws at a checkpoint, by default.
-    CHUNK: samples are computed by so many at once. It is part of what a seed means: nets round differently in batches
+    CHUNK: nets are run on so many samples at once. It is part of what a seed means: they round differently in batches
         of different sizes.
+    BATCH: samples that are best drawn in one call, a multiple of CHUNK; None: CHUNK.
     """
 
     PICTURES: ClassVar[int] = 64
     CHUNK: ClassVar[int] = 64
+    BATCH: ClassVar[int | None] = None
     levels: int | None = None
 
     def __init__(
@@ -154,9 +156,7 @@ class Model(nn.Module):
         generator: an int seed, a torch.Generator that supplies one, or None for torch's global stream, likewise.
         temperature: below 1 likelier, less varied samples; 1 samples the model.
         """
-        check_integer("n", n, 0)
-        seed = self._check_draw(generator, first_sample, temperature)
-        rows = self.condition.check(n, self._labels(n, y, seed, first_sample), context)
+        seed, rows = self._started(n, y, context, generator, first_sample, temperature)
         with self.evaluating():
             return self._in_chunks(n, first_sample, rows, partial(self._sample, seed=seed, temperature=temperature))
 
@@ -186,19 +186,13 @@ class Model(nn.Module):
         """
         if type(self)._complete is Model._complete:
             raise NotImplementedError(f"{type(self).__name__} cannot complete samples that are known in part")
-        self._check_shape("x", x, self.shape)
-        if not isinstance(known, Tensor) or known.dtype != torch.bool:
-            raise TypeError(f"expected known as a bool tensor, got {getattr(known, 'dtype', type(known).__name__)}")
-        try:
-            known = known.expand(x.shape)
-        except RuntimeError:
-            raise ValueError(f"expected known to broadcast to {list(x.shape)}, got {list(known.shape)}") from None
-        seed = self._check_draw(generator, first_sample, temperature)
-        n = len(x)
-        given = self.condition.check(n, self._labels(n, y, seed, first_sample), context)
+        known = self._check_known(x, known)
+        seed, given = self._started(len(x), y, context, generator, first_sample, temperature)
         rows = (x.where(known, 0), ~known, *given)
         with self.evaluating():
-            return self._in_chunks(n, first_sample, rows, partial(self._complete, seed=seed, temperature=temperature))
+            return self._in_chunks(
+                len(x), first_sample, rows, partial(self._complete, seed=seed, temperature=temperature)
+            )
 
     def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
         """The chunk of samples first .. first + CHUNK - 1."""
@@ -216,6 +210,30 @@ class Model(nn.Module):
     ) -> Tensor:
         """The same for samples of which only a part is unknown; nothing is of what fills up a chunk."""
         raise NotImplementedError
+
+    def _started(
+        self,
+        n: int,
+        y: Tensor | Sequence[int] | int | None,
+        context: Tensor | None,
+        generator: Source,
+        first_sample: int,
+        temperature: float,
+    ) -> tuple[int, tuple[Tensor | None, Tensor | None]]:
+        """The seed, the labels and the context, once the arguments of `sample` are right."""
+        check_integer("n", n, 0)
+        seed = self._check_draw(generator, first_sample, temperature)
+        return seed, self.condition.check(n, self._labels(n, y, seed, first_sample), context)
+
+    def _check_known(self, x: Tensor, known: Tensor) -> Tensor:
+        """known in x's shape."""
+        self._check_shape("x", x, self.shape)
+        if not isinstance(known, Tensor) or known.dtype != torch.bool:
+            raise TypeError(f"expected known as a bool tensor, got {getattr(known, 'dtype', type(known).__name__)}")
+        try:
+            return known.expand(x.shape)
+        except RuntimeError:
+            raise ValueError(f"expected known to broadcast to {list(x.shape)}, got {list(known.shape)}") from None
 
     def _check_draw(self, generator: Source, first_sample: int, temperature: float) -> int:
         """The seed, once the arguments are right."""

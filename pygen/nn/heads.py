@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, random
+from ..reference.causal_sampler import kept
 from ._arguments import check_integer
 from .masked_conv import NormalizedConv2d
 from .normalize import denormalize
@@ -63,13 +64,22 @@ class CausalHead(nn.Module):
         """Which channels [B, channels, H, W] of a pixel are to be drawn makes no difference."""
 
     def draw(
-        self, h: Tensor, channels: slice, temperature: float, generator: int, first_sample: int, pixel: int
+        self,
+        h: Tensor,
+        channels: slice,
+        temperature: float,
+        generator: int,
+        first_sample: int,
+        pixel: int,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> Tensor:
         """Levels [B, 1] of one of `drawn_together`, for one pixel's features [B, features]."""
         logits = self.logits(h)[:, channels.start]
         if temperature == 0:
             return logits.argmax(1, keepdim=True)
-        logits = (logits - logits.amax(1, keepdim=True)).float()[:, None] / temperature
+        logits = kept((logits - logits.amax(1, keepdim=True)).float() / temperature, top_k, top_p)[:, None]
         place = pixel * self.channels + channels.start
         return random.categorical(logits, generator=generator, first_sample=first_sample, offset=place)
 
@@ -110,7 +120,14 @@ class MixtureHead(nn.Module):
             raise ValueError("expected known to be the same for all channels of a pixel, which are drawn together")
 
     def draw(
-        self, h: Tensor, channels: slice, temperature: float, generator: int, first_sample: int, pixel: int
+        self,
+        h: Tensor,
+        channels: slice,
+        temperature: float,
+        generator: int,
+        first_sample: int,
+        pixel: int,
+        **_: float,
     ) -> Tensor:
         """Levels [B, channels] for one pixel's features [B, features]."""
         x = ops.logistic_mixture_sample(
