@@ -77,6 +77,5 @@ CASES = (
         for layout in ("contiguous", "channels_last")
     ),
     case((64, 64, 28, 28), 1, 256),
-    case((64, 64, 28, 28), 1, 16),
-    case((64, 64, 28, 28), 1, 0),
+    *(case((64, 64, 28, 28), 1, levels, layout) for levels in (16, 0) for layout in ("contiguous", "channels_last")),
 )

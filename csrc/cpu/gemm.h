@@ -109,8 +109,6 @@ inline void pack_panel(const Operand<T>& x, int64_t begin, int64_t count, int64_
 
 // --- the product -----------------------------------------------------------------------------------------------------
 
-constexpr int64_t tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
 // Elements of scratch that multiply() needs.
 template <class T>
 constexpr int64_t pack_size(int64_t rows, int64_t columns, int64_t depth) {

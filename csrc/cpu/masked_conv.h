@@ -15,110 +15,15 @@
 #include <vector>
 
 #include "gate_math.h"
-#include "gemm.h"
 #include "masked_conv_args.h"
+#include "pixels.h"
+#include "scratch.h"
+#include "tile.h"
 
 namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 namespace conv {
-
-// --- tiles -----------------------------------------------------------------------------------------------------------
-
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kRowsOf[] = {0, 12, 12, 8, 6};  // of a tile, by its vectors: up to 24 accumulators of 32 registers
-#elif defined(CPU_CAPABILITY_AVX2)
-constexpr int kRowsOf[] = {0, 8, 6, 4};  // up to 12 of 16
-#else
-constexpr int kRowsOf[] = {0, 4};  // a vector of at::vec is two registers here
-#endif
-constexpr int kMaxVectors = int(std::size(kRowsOf)) - 1;
-constexpr int kMaxRows = 12;
-
-// c[i] += sum over parts and k of a[i, k] b[k], with b[k] and c[i] some vectors of columns.
-template <class T>
-struct Tile {
-  const T* a;
-  int64_t a_row, a_step;
-  const T* b;
-  int64_t b_step, depth;
-  const int64_t *a_start, *b_start;  // of each part
-  int64_t parts;
-  T* c;
-  int64_t c_row;
-  const T* live;  // the columns that count: 1, or 0 where c stays as it is; null: all
-};
-
-template <class T, bool kDense, int R, int V>  // kDense: a_row is 1
-__attribute__((noinline)) void multiply_add(const Tile<T>& t) {
-  using X = Vec<T>;
-  X sum[R][V];
-#pragma GCC unroll 12
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[i][v] = X(T(0));
-  }
-  const int64_t a_row = kDense ? 1 : t.a_row, a_step = t.a_step, b_step = t.b_step, depth = t.depth;
-  for (int64_t part = 0; part < t.parts; ++part) {
-    const T* b = t.b + t.b_start[part];
-    const T* a[(R + 2) / 3];  // three rows to a pointer: what addresses can express
-#pragma GCC unroll 4
-    for (int i = 0; i < (R + 2) / 3; ++i) a[i] = t.a + t.a_start[part] + 3 * i * a_row;
-    for (int64_t k = 0; k < depth; ++k) {
-      X row[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) row[v] = X::loadu(b + v * X::size());
-#pragma GCC unroll 12
-      for (int i = 0; i < R; ++i) {
-        const X x(a[i / 3][i % 3 * a_row]);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[i][v] = at::vec::fmadd(x, row[v], sum[i][v]);
-      }
-      b += b_step;
-#pragma GCC unroll 4
-      for (int i = 0; i < (R + 2) / 3; ++i) a[i] += a_step;
-    }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      T* c = t.c + i * t.c_row + v * X::size();
-      X s = sum[i][v];
-      if (t.live) s = select(less(X(T(0)), X::loadu(t.live + v * X::size())), s, X(T(0)));
-      (X::loadu(c) + s).store(c);
-    }
-  }
-}
-
-template <class T>
-using TilesByRows = std::array<void (*)(const Tile<T>&), kMaxRows + 1>;
-
-template <class T, bool kDense, int V, int... R>
-constexpr TilesByRows<T> tiles_of_rows(std::integer_sequence<int, R...>) {
-  TilesByRows<T> by_rows{};
-  ((by_rows[R + 1] = multiply_add<T, kDense, R + 1, V>), ...);
-  return by_rows;
-}
-template <class T, bool kDense, int... V>
-constexpr std::array<TilesByRows<T>, kMaxVectors> tiles_of_vectors(std::integer_sequence<int, V...>) {
-  return {tiles_of_rows<T, kDense, V + 1>(std::make_integer_sequence<int, kRowsOf[V + 1]>())...};
-}
-template <class T, bool kDense>
-constexpr auto kTiles = tiles_of_vectors<T, kDense>(std::make_integer_sequence<int, kMaxVectors>());
-
-// Tiles of nearly equal size for any number of rows: none of a single row among large ones.
-template <bool kDense, class T>
-inline void multiply_rows(Tile<T> t, int64_t vectors, int64_t rows) {
-  const TilesByRows<T>& by_rows = kTiles<T, kDense>[size_t(vectors - 1)];
-  const int64_t count = tiles(rows, kRowsOf[vectors]);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t n = rows * (i + 1) / count - rows * i / count;
-    by_rows[size_t(n)](t);
-    t.a += n * t.a_row;
-    t.c += n * t.c_row;
-  }
-}
 
 // --- where taps lead -------------------------------------------------------------------------------------------------
 
@@ -159,128 +64,7 @@ inline std::vector<Rect> cut(int64_t height, int64_t width, int64_t pixels) {
   return rects;
 }
 
-// --- pixels into and out of scratch memory: [pixels, stride] with channels side by side ------------------------------
-
-#if defined(CPU_CAPABILITY_AVX512)
-// 16 x 16, between registers alone: at::vec's takes 2.5 times as long
-inline void transpose_block(const float* from, int64_t from_step, float* to, int64_t to_step) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_step);
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m512d x = _mm512_castps_pd(b[i + j]), y = _mm512_castps_pd(b[i + j + 2]);
-      a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
-      a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
-    }
-  }
-#pragma GCC unroll 2
-  for (int h = 0; h < 16; h += 8) {
-#pragma GCC unroll 4
-    for (int i = h; i < h + 4; ++i) {
-      b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
-      b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    _mm512_storeu_ps(to + i * to_step, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
-    _mm512_storeu_ps(to + (i + 8) * to_step, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd));
-  }
-}
-#else
-inline void transpose_block(const float* from, int64_t from_step, float* to, int64_t to_step) {
-  at::vec::transpose_mxn<float, 16, 16>(from, from_step, to, to_step);
-}
-#endif
-inline void transpose_block(const double* from, int64_t from_step, double* to, int64_t to_step) {
-  at::vec::transpose_mxn<double, 16, 16>(from, from_step, to, to_step);
-}
-
-template <class T>
-inline void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows, int64_t columns) {
-  if (rows == 16 && columns == 16) {
-    transpose_block(from, from_step, to, to_step);
-  } else {
-    at::vec::transpose_mxn<T>(from, from_step, to, to_step, int(rows), int(columns));
-  }
-}
-
-constexpr int64_t kPlanes = 16, kPlanePixels = 64;  // transposed at once, if they have to be converted too
-
-template <class T, class S>
-void load_pixels(const S* x, int64_t channel, int64_t pixel, int64_t channels, int64_t n, T* out, int64_t stride) {
-  if (channel == 1 && pixel == channels && stride == channels) return load_run(out, x, n * channels);
-  if (channel == 1) {
-    for (int64_t q = 0; q < n; ++q) load_run(out + q * stride, x + q * pixel, channels);
-  } else if (pixel == 1) {
-    [[maybe_unused]] T planes[kPlanes * kPlanePixels];
-    for (int64_t c = 0; c < channels; c += kPlanes) {
-      const int64_t rows = std::min(kPlanes, channels - c);
-      for (int64_t q = 0; q < n; q += kPlanePixels) {
-        const int64_t columns = std::min(kPlanePixels, n - q);
-        const T* from;
-        int64_t step = kPlanePixels;
-        if constexpr (std::is_same_v<T, S>) {
-          from = x + c * channel + q;
-          step = channel;
-        } else {
-          for (int64_t i = 0; i < rows; ++i) load_run(planes + i * kPlanePixels, x + (c + i) * channel + q, columns);
-          from = planes;
-        }
-        for (int64_t j = 0; j < columns; j += 16) {
-          transpose(from + j, step, out + (q + j) * stride + c, stride, rows, std::min<int64_t>(16, columns - j));
-        }
-      }
-    }
-  } else {
-    for (int64_t q = 0; q < n; ++q) {
-      for (int64_t c = 0; c < channels; ++c) out[q * stride + c] = T(x[q * pixel + c * channel]);
-    }
-  }
-}
-
-template <class T, class S>
-void store_pixels(S* x, int64_t channel, int64_t pixel, int64_t channels, int64_t n, const T* in, int64_t stride) {
-  if (channel == 1 && pixel == channels && stride == channels) return store_run(x, in, n * channels, false);
-  if (channel == 1) {
-    for (int64_t q = 0; q < n; ++q) store_run(x + q * pixel, in + q * stride, channels, false);
-  } else if (pixel == 1) {
-    [[maybe_unused]] T planes[kPlanes * kPlanePixels];
-    for (int64_t c = 0; c < channels; c += kPlanes) {
-      const int64_t rows = std::min(kPlanes, channels - c);
-      for (int64_t q = 0; q < n; q += kPlanePixels) {
-        const int64_t columns = std::min(kPlanePixels, n - q);
-        T* to;
-        int64_t step = kPlanePixels;
-        if constexpr (std::is_same_v<T, S>) {
-          to = x + c * channel + q;
-          step = channel;
-        } else {
-          to = planes;
-        }
-        for (int64_t j = 0; j < columns; j += 16) {
-          transpose(in + (q + j) * stride + c, stride, to + j, step, std::min<int64_t>(16, columns - j), rows);
-        }
-        if constexpr (!std::is_same_v<T, S>) {
-          for (int64_t i = 0; i < rows; ++i)
-            store_run(x + (c + i) * channel + q, planes + i * kPlanePixels, columns, false);
-        }
-      }
-    }
-  } else {
-    for (int64_t q = 0; q < n; ++q) {
-      for (int64_t c = 0; c < channels; ++c) x[q * pixel + c * channel] = S(in[q * stride + c]);
-    }
-  }
-}
+// --- images into and out of scratch memory ---------------------------------------------------------------------------
 
 // Calls f(first element, pixels, pixels before) for runs of evenly spaced pixels of a rectangle: all of it, or its
 // rows.
@@ -577,11 +361,6 @@ void activate_backward(ConvActivation activation, const T* grad_y, int64_t y_ste
 }
 
 // --- forward ---------------------------------------------------------------------------------------------------------
-
-template <class T>
-constexpr int64_t padded(int64_t n) {
-  return tiles(n, Vec<T>::size()) * Vec<T>::size();
-}
 
 template <class S>
 const S* values(const void* data, int64_t offset = 0) {

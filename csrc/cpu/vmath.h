@@ -29,6 +29,8 @@ using Arithmetic = std::conditional_t<std::is_same_v<X, double>, double, float>;
 
 constexpr int64_t kBlock = 512;  // elements that are handled together
 
+constexpr int64_t tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }  // of this size, for n
+
 // Calls f(i, full vector count or tail count as a constant or a number) over n elements.
 template <class T, class F>
 PYGEN_INLINE void for_vectors(int64_t n, const F& f) {
