@@ -199,7 +199,63 @@ def causal_sampler(
     draw: int = 0,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """TODO"""
+    """Draws the images of an autoregressive model, pixel by pixel, computing every feature once.
+
+    A model is a pixel program (`pygen.program`; `model.program()` of `pygen.models` makes one): stages that fill planes
+    of features. For pixels in raster order, and in each for the groups of channels that are drawn together::
+
+        parameters = the program's stages, of what is known of the image
+        x = x where known, else a draw from the head's distribution with these parameters
+
+    "categorical" heads: parameters are logits z of L levels. With w / 2^32 uniform in [0, 1), as in
+    `pygen.random.categorical`::
+
+        z' = (z - max z) / temperature, and -inf where top_k or top_p leave a level out
+        x  = the first level up to which softmax(z') sums to more than w / 2^32
+
+    "mixture" heads: as `pygen.ops.logistic_mixture_sample` with both temperatures. Caching is exact: what is drawn is
+    what a loop draws that runs the whole net for each pixel (van den Oord et al. 2016, arXiv 1601.06759, section 3),
+    up to the rounding of sums in another order; van den Oord et al. 2016 (arXiv 1609.03499) and Ramachandran et al.
+    2017 (arXiv 1704.06001) cached so first.
+
+    program: what to run. tensors: its packed weights (float32, float64 or bfloat16, all of one dtype) and biases
+        (float32, or float64 beside float64 weights). Arithmetic is in the biases' dtype.
+    x: [B, C, H, W], int64, levels 0 .. L - 1 where known is True; anything elsewhere.
+    known: bool, of x's shape; a mixture's channels are known together. Rows and stretches that are known in all images
+        are computed side by side, and nothing after the last unknown pixel is.
+    conditions: what the program's stages add, [B, N] or [B, H, W, N], of the biases' dtype.
+    noise: uniform numbers in [0, 1) instead of the stream's: [B, C, H, W], or [B, 1 + C, H, W] for a mixture; any of
+        the dtypes. The stream's number of pixel p and draw d is element offset + p D + d of a sample, D its draws.
+    temperature: >= 0; 0 takes the likeliest level.
+    top_k: draws from the levels whose logit is at least the top_k-th largest; 0: from all. Levels alike stay together.
+    top_p: of what is left, from the likeliest levels up to which the probability is top_p: those are left out before
+        which likelier ones already sum to it. In (0, 1]; 1.
+    log_prob: whether to return log p of what was drawn, at temperature 1, all levels admitted.
+    progress: progress(done, total) is called now and then, counting rows of images; what it raises ends the call, as
+        Ctrl-C does.
+    generator, first_sample, sample_ids, step, draw, offset: where in the stream, see `pygen.random`.
+
+    Returns (x [B, C, H, W], int64, contiguous; log p [B], float64 nats, summed over what was not known, or None).
+    An image depends on its own sample, seed, noise, conditions and known pixels alone: the native kernel gives the same
+    bits alone or among others, on any number of threads. Nothing is changed in place.
+
+    Not differentiable: it raises for tensors that require grad where gradients are recorded, so detach them.
+    torch.autocast changes nothing. Bytes moved: the weights of a pixel's stages for every pixel, from the cache that
+    holds them. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, else the reference, which is cached too.
+
+    Raises ValueError for a program that cannot be run, shapes, devices and options, for levels and noise out of range
+    and for logits or a mixture's parameters that are NaN (on the CPU), TypeError for dtypes, NotImplementedError for
+    tensors that require grad.
+
+    >>> import torch
+    >>> from pygen.models import GatedPixelCNN
+    >>> from pygen.ops import causal_sampler
+    >>> compiled = GatedPixelCNN((1, 8, 8), levels=4, hidden=8, layers=2).program()
+    >>> x, known = torch.zeros(5, 1, 8, 8).long(), torch.zeros(5, 1, 8, 8).bool()
+    >>> drawn, log_p = causal_sampler(compiled.program, compiled.tensors, x, known, generator=0, log_prob=True)
+    >>> drawn.shape, log_p.shape
+    (torch.Size([5, 1, 8, 8]), torch.Size([5]))
+    """
     op = "causal_sampler"
     if not isinstance(program, Program):
         raise TypeError(f"{op}: expected a pygen.program.Program, got {type(program).__name__}")
@@ -211,7 +267,7 @@ def causal_sampler(
     options = SamplerOptions(float(temperature), top_k, float(top_p), log_prob)
     where = stream(len(x), x.device, generator, first_sample, sample_ids, step, draw, offset)
     args = (x, known, noise, program.encode(), list(tensors), list(conditions), *where)
-    with _reporting.to(progress):
+    with contextlib.nullcontext() if progress is None else _reporting.to(progress):
         if backends.forced is not None and backends.choose(op, x) == "reference":
             y, log_p = _default(*args, options)
         else:

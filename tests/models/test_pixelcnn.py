@@ -262,25 +262,6 @@ def test_dropout_is_of_training_alone() -> None:
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_only_what_is_unknown_is_computed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build((3, 4, 4), 4)
-    calls = 0
-
-    def counted(*args: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return type(model)._features(model, *args)
-
-    monkeypatch.setattr(model, "_features", counted)
-    known = torch.ones(4, 4, dtype=torch.bool)
-    known[1:3, 2] = False
-    x = torch.randint(4, (2, 3, 4, 4))
-    done = model.complete(x, known, generator=0)
-    assert calls == 2 * len(model.head.drawn_together)
-    assert torch.equal(done[..., known], x[..., known].to(torch.uint8))
-
-
-@pytest.mark.parametrize("build", BUILDS)
 def test_autocast(build: Build) -> None:
     model = build((1, 4, 4), 4, num_classes=2).float()
     x, y = torch.randint(4, (2, 1, 4, 4)), torch.tensor([0, 1])
