@@ -89,10 +89,10 @@ bool read_levels(const MixtureNllArgs& a, int64_t at, int64_t pixels, const Leve
 
 enum class Method { kFine, kCoarse, kOpenai };
 
-// A term is computed in two steps, the first one for all components before the second: a core does not look far enough
-// ahead to begin the next component's beside a chain of operations as long as both.
+// A term is computed in steps (1 / scale, its Ends, itself), each for all components before the next: a core does not
+// look far enough ahead to begin the next component's beside a chain of operations as long as all.
 
-// What the exponentials are of, and they, in memory from one step to the other.
+// What the exponentials are of, and they, in memory from one step to the next.
 template <class T>
 struct Ends {
   Vec<T> q, a, b, ea, eb;  // 1 / scale; a, b; e^-|a|, e^-|b|

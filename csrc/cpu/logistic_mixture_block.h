@@ -37,7 +37,7 @@ class Ahead {
   PYGEN_INLINE void ask() {  // inlined: GCC drops calls that do nothing else
     for (int64_t n = std::min(each_, left_); n > 0; --n, --left_, read_ += step_, write_ += step_) {
       __builtin_prefetch(read_);
-      __builtin_prefetch(write_, 1);
+      __builtin_prefetch(write_, 1, 2);  // not into the first cache, where planes 2^n apart push each other out
     }
   }
 
