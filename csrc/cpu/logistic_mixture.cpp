@@ -141,8 +141,7 @@ Tensor nll_backward(const Tensor& grad, const Tensor& slope, const Tensor& nll) 
       samples,     area == 1 ? s.size(0) : area, s.size(1), s.const_data_ptr(), g.const_data_ptr(), pixels(s),
       one ? 0 : 1, out.mutable_data_ptr()};
   const auto kernel = kernels<MixtureKernels>().scale[int(*type)];
-  const int64_t tasks =
-      a.at.channel == 1 ? samples * ((a.area + kMixtureTask - 1) / kMixtureTask) : s.size(0) * s.size(1);
+  const int64_t tasks = a.in_planes() ? samples * s.size(1) : samples * ((a.area + kMixtureTask - 1) / kMixtureTask);
   const int64_t grain = std::max<int64_t>(1, kScaled * tasks / out.numel());
   at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
   return out;

@@ -22,18 +22,24 @@ struct Levels {
 template <class T, class X>
 bool read_levels_of(const MixtureNllArgs& a, const X* x, int64_t pixels, const Levels<T>& out) {
   constexpr int64_t kLanes = Vec<T>::size();
-  const double last = double(a.last);
+  const double last = double(a.last), inverse = 1.0 / last;
   int wrong = 0;
-  for (int64_t c = 0; c < a.channels; ++c) {
+  for (int64_t c = 0; c < a.channels; ++c, x += a.x_at.channel) {
+    X values[kLanes];
+    if (a.x_at.pixel == 1 && pixels == kLanes) {
+      std::memcpy(values, x, sizeof(values));
+    } else {
+      for (int64_t i = 0; i < kLanes; ++i) values[i] = x[std::min(i, pixels - 1) * a.x_at.pixel];
+    }
     double level[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
-      const X value = x[c * a.x_at.channel + std::min(i, pixels - 1) * a.x_at.pixel];
-      level[i] = std::is_integral_v<X> ? double(value) : std::nearbyint((double(value) + 1.0) * (0.5 * last));
+      const double value = double(values[i]);
+      level[i] = std::is_integral_v<X> ? value : std::nearbyint((value + 1.0) * (0.5 * last));
     }
     T *const levels = out.level + c * kLanes, *const high = out.high + c * kLanes, *const low = out.low + c * kLanes;
     int outer = 0;
     for (int64_t i = 0; i < kLanes; ++i) {  // apart from the conversions: as vectors
-      const double l = level[i], exact = (2.0 * l - last) / last;
+      const double l = level[i], exact = (2.0 * l - last) * inverse;
       wrong |= int(l < 0.0) | int(l > last);
       outer |= int(!(l > 0.0)) | int(!(l < last));
       levels[i] = T(l);
@@ -83,10 +89,10 @@ bool read_levels(const MixtureNllArgs& a, int64_t at, int64_t pixels, const Leve
 
 enum class Method { kFine, kCoarse, kOpenai };
 
-// A term is computed in two steps, the first one for all components before the second: a core does not look far enough
-// ahead to begin the next component's beside a chain of operations as long as both.
+// A term is computed in steps (1 / scale, its Ends, itself), each for all components before the next: a core does not
+// look far enough ahead to begin the next component's beside a chain of operations as long as all.
 
-// What the exponentials are of, and they, in memory from one step to the other.
+// What the exponentials are of, and they, in memory from one step to the next.
 template <class T>
 struct Ends {
   Vec<T> q, a, b, ea, eb;  // 1 / scale; a, b; e^-|a|, e^-|b|
@@ -134,9 +140,9 @@ PYGEN_INLINE Vec<T> inverse_scale(const Vec<T>& log_scale) {
 }
 
 template <class T>
-PYGEN_INLINE void coarse_ends(const Vec<T>& centred, const Vec<T>& log_scale, const Vec<T>& half, Ends<T>& e) {
-  const Vec<T> q = inverse_scale(log_scale), a = q * (centred + half), b = q * (centred - half);
-  e.q = q, e.a = a, e.b = b, e.middle = q * centred;
+PYGEN_INLINE void coarse_ends(const Vec<T>& centred, const Vec<T>& half, Ends<T>& e) {
+  const Vec<T> q = e.q, a = q * (centred + half), b = q * (centred - half);
+  e.a = a, e.b = b, e.middle = q * centred;
   e.ea = exp_normal(a.abs().neg()), e.eb = exp_normal(b.abs().neg());
   exp_complement(q * (half + half), e.narrow, e.width);
 }
@@ -180,9 +186,9 @@ PYGEN_INLINE Term<T> coarse_term(const Ends<T>& e, const Vec<T>& log_scale, cons
 }
 
 template <class T>
-PYGEN_INLINE void fine_ends(const Vec<T>& centred, const Vec<T>& log_scale, const Vec<T>& half, Ends<T>& e) {
-  const Vec<T> q = inverse_scale(log_scale), m = q * centred;
-  e.q = q, e.middle = m;
+PYGEN_INLINE void fine_ends(const Vec<T>& centred, const Vec<T>& half, Ends<T>& e) {
+  const Vec<T> q = e.q, m = q * centred;
+  e.middle = m;
   e.em = exp_normal(m.abs().neg());
   exp_complement(q * half, e.narrow, e.width);
 }
@@ -222,10 +228,10 @@ struct Components {
 };
 
 // nll of a block of pixels, and in `slope` its derivative by all parameters; both [parameters][lanes]. Without a
-// derivative `slope` is scratch.
+// derivative `slope` is scratch. `ahead` takes two turns a component and channel.
 template <Method kMethod, bool kSlope, class T>
 inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T* __restrict p, T* __restrict slope,
-                        const Components<T>& of) {
+                        const Components<T>& of, Ahead ahead) {
   using V = Vec<T>;
   using at::vec::fmadd;
   constexpr int64_t kLanes = V::size();
@@ -257,20 +263,23 @@ inline Vec<T> block_nll(const MixtureNllArgs& args, const Levels<T>& x, const T*
   }
   for (int64_t c = 0; c < channels; ++c) {
     const V high = get(x.high + c * kLanes), low = get(x.low + c * kLanes);
+    for (int64_t k = 0; k < mixtures; ++k) of.ends[k].q = inverse_scale(log_scale_of(c, k));
     for (int64_t k = 0; k < mixtures; ++k) {
+      ahead.ask();
       V centred = (high - get(p + at(args.means, c, k))) + low;
       for (int64_t j = 0; args.autoregressive && j < c; ++j) {
         const V t = get(slope + at(args.coefficients, c * (c - 1) / 2 + j, k));
         centred = fmadd(t.neg(), get(x.high + j * kLanes), centred);
       }
       if constexpr (kMethod == Method::kFine) {
-        fine_ends(centred, log_scale_of(c, k), half, of.ends[k]);
+        fine_ends(centred, half, of.ends[k]);
       } else {
-        coarse_ends(centred, log_scale_of(c, k), half, of.ends[k]);
+        coarse_ends(centred, half, of.ends[k]);
       }
     }
     const auto add = [&](const auto& bins) {
       for (int64_t k = 0; k < mixtures; ++k) {
+        ahead.ask();
         T *const product = of.products + k * kLanes, *const sum = log_p + k * kLanes;
         Term<T> term;
         if constexpr (kMethod == Method::kFine) {
@@ -353,12 +362,12 @@ bool mixture_nll(const MixtureNllArgs& args, int64_t begin, int64_t end) {
   for_lanes(args.area, kLanes, begin, end, [&](int64_t sample, int64_t pixel, int64_t pixels) {
     fine &= read_levels(args, sample * args.x_at.sample + pixel * args.x_at.pixel, pixels, levels);
     const int64_t at = sample * args.p_at.sample + pixel * args.p_at.pixel;
-    lanes.load(static_cast<const S*>(args.p) + at, pixels, p);
-    lanes.template prefetch<false>(static_cast<const S*>(args.p) + at);
-    if (args.slope) lanes.template prefetch<true>(static_cast<const S*>(args.slope) + at);
-    block(args, levels, p, slope, components)
+    const S* const from = static_cast<const S*>(args.p) + at;
+    S* const to = args.slope ? static_cast<S*>(args.slope) + at : nullptr;
+    lanes.load(from, pixels, p);
+    block(args, levels, p, slope, components, lanes.ahead(from, to ? to : from, 2 * channels * args.mixtures))
         .store(static_cast<T*>(args.nll) + sample * args.area + pixel, int(pixels));
-    if (args.slope) lanes.store(static_cast<S*>(args.slope) + at, pixels, slope);
+    if (to) lanes.store(to, pixels, slope);
   });
   return fine;
 }
@@ -366,31 +375,41 @@ bool mixture_nll(const MixtureNllArgs& args, int64_t begin, int64_t end) {
 // --- the backward ----------------------------------------------------------------------------------------------------
 
 // out[i] = in[i] factor[i factor_step]
-template <class T, class S>
-inline void multiply_run(const S* __restrict in, const T* __restrict factor, int64_t factor_step, S* __restrict out,
-                         int64_t n) {
-  T values[kBlock];
-  for (; n > 0; n -= kBlock, in += kBlock, out += kBlock, factor += kBlock * factor_step) {
-    const int64_t m = std::min(n, kBlock);
-    load_run(values, in, m);
-    if (factor_step) {
-      for (int64_t i = 0; i < m; ++i) values[i] *= factor[i];
-    } else {
-      const T all = *factor;
-      for (int64_t i = 0; i < m; ++i) values[i] *= all;
-    }
-    store_run(out, values, m, false);
+template <class T>
+inline void multiply(const T* __restrict in, const T* __restrict factor, int64_t factor_step, T* __restrict out,
+                     int64_t n) {
+  const auto by = [&](const auto& factors) {
+    for_vectors<T>(n, [&](int64_t i, auto count) {
+      (Vec<T>::loadu(in + i, count) * factors(i, count)).store(out + i, int(count));
+    });
+  };
+  if (factor_step) {
+    by([&](int64_t i, auto count) { return Vec<T>::loadu(factor + i, count); });
+  } else {
+    by([all = Vec<T>(*factor)](int64_t, auto) { return all; });
   }
 }
 
-// A task is a channel of a sample where pixels lie together, else kMixtureTask pixels.
+template <class T, class S>
+inline void multiply_run(const S* in, const T* factor, int64_t factor_step, S* out, int64_t n) {
+  if constexpr (std::is_same_v<T, S>) return multiply(in, factor, factor_step, out, n);
+  T values[kBlock], products[kBlock];
+  for (; n > 0; n -= kBlock, in += kBlock, out += kBlock, factor += kBlock * factor_step) {
+    const int64_t m = std::min(n, kBlock);
+    load_run(values, in, m);
+    multiply(values, factor, factor_step, products, m);
+    store_run(out, products, m, false);
+  }
+}
+
+// A task is a channel of a sample where its pixels lie together, or all have one factor, else kMixtureTask pixels.
 template <class S>
 void mixture_scale(const MixtureScaleArgs& args, int64_t begin, int64_t end) {
   using T = Arithmetic<S>;
   const S* in = static_cast<const S*>(args.slope);
   S* out = static_cast<S*>(args.out);
   const T* grad = static_cast<const T*>(args.grad);
-  if (args.at.channel != 1) {
+  if (args.in_planes()) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t at = task * args.area;
       multiply_run(in + at, grad + task / args.parameters * args.area * args.grad_step, args.grad_step, out + at,

@@ -55,6 +55,8 @@ struct MixtureScaleArgs {
   MixturePixels at;
   int64_t grad_step;  // 0: one number for all
   void* out;
+
+  bool in_planes() const { return at.channel != 1 || grad_step == 0; }  // else pixel by pixel
 };
 
 struct MixtureSampleArgs : MixtureArgs {

@@ -21,6 +21,31 @@ PYGEN_INLINE void for_lanes(int64_t area, int64_t lanes, int64_t begin, int64_t 
   }
 }
 
+constexpr int64_t kLine = 64;  // bytes in a cache line
+
+// Asks for memory a few lines at a time, while others are worked on: planes are in more pages than hardware looks
+// ahead, and all at once would be more lines than a core has on their way.
+class Ahead {
+ public:
+  Ahead(const void* read, const void* write, int64_t lines, int64_t step, int64_t turns)
+      : read_(static_cast<const char*>(read)),
+        write_(static_cast<const char*>(write)),
+        left_(lines),
+        step_(step),
+        each_((lines + turns - 1) / turns) {}
+
+  PYGEN_INLINE void ask() {  // inlined: GCC drops calls that do nothing else
+    for (int64_t n = std::min(each_, left_); n > 0; --n, --left_, read_ += step_, write_ += step_) {
+      __builtin_prefetch(read_);
+      __builtin_prefetch(write_, 1, 2);  // not into the first cache, where planes 2^n apart push each other out
+    }
+  }
+
+ private:
+  const char *read_, *write_;
+  int64_t left_, step_, each_;
+};
+
 // Channels of up to Vec<T>::size() pixels, in storage S, to and from blocks. Lanes beyond the pixels repeat the last.
 template <class T, class S>
 class Lanes {
@@ -31,17 +56,13 @@ class Lanes {
     if (at.channel == 1 && !std::is_same_v<T, S>) rows_.emplace(kLanes * channels);
   }
 
-  // Asks for the pixels behind a full block while it is computed: they are in as many pages as there are channels, or
-  // more than hardware looks ahead.
-  template <bool kWrite>
-  void prefetch(const S* p) const {
-    p += kLanes * at_.pixel;
-    if (at_.channel != 1) {
-      for (int64_t c = 0; c < channels_; ++c) __builtin_prefetch(p + c * at_.channel, kWrite);
-    } else {
-      constexpr int64_t kLine = 64 / sizeof(S);
-      for (int64_t i = 0; i < kLanes * channels_; i += kLine) __builtin_prefetch(p + i, kWrite);
-    }
+  // Of the pixels behind a full block, in a tensor that is read and one that is written, asked for in so many turns.
+  Ahead ahead(const S* read, const S* write, int64_t turns) const {
+    const int64_t block = kLanes * at_.pixel;
+    const bool planes = at_.channel != 1;
+    const int64_t step = planes ? at_.channel * int64_t(sizeof(S)) : kLine;
+    return {read + block, write + block, planes ? channels_ : kLanes * channels_ * int64_t(sizeof(S)) / kLine, step,
+            turns};
   }
 
   void load(const S* src, int64_t pixels, T* block) const {

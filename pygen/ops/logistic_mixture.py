@@ -188,12 +188,15 @@ def _fake_nll(x: Tensor, parameters: Tensor, options: NllOptions, record: bool) 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     nll, slope = output
+    ctx.set_materialize_grads(False)  # no zeros in the shape of slope
     ctx.mark_non_differentiable(slope)
     ctx.record = inputs[3]
     ctx.save_for_backward(slope, nll)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 4
     if not ctx.record:
         raise RuntimeError("logistic_mixture_nll: expected record=True for a call that is differentiated, got False")
     slope, nll = ctx.saved_tensors
