@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 # files of this package that hold `CASES`
-OPS = ("coupling", "random", "frechet", "masked_conv", "gates", "heads", "logistic_mixture", "pixelcnn")
+OPS = (
+    "coupling",
+    "random",
+    "frechet",
+    "masked_conv",
+    "gates",
+    "heads",
+    "logistic_mixture",
+    "pixelcnn",
+    "causal_sampler",
+)
 
 MODES = ("fwd", "bwd", "full", "call")
 
@@ -50,7 +60,10 @@ class Problem:
         same: the fastest is timed and, separately, the fastest one compiled. Peers are factories: importing may fail.
     reference: the truth, called with float64 copies of the inputs.
     work: by mode; "full" is their sum.
-    tolerance: an absolute error that ours may have anyway, where outputs are differences of larger numbers.
+    tolerance: an absolute error that ours may have anyway, where outputs are differences of larger numbers; of an op
+        that draws, the fraction of samples that may be others than the reference's, whose sums round differently.
+    repeats: peers that take minutes, by how often they have to be called for what the op does at once: one call is
+        timed, and its time multiplied. Their factories see to it that they compute the same.
     slack: times the usual bounds of every arm, for nets, whose layers amplify each other's rounding.
     """
 
@@ -63,6 +76,7 @@ class Problem:
     likes: dict[str, Inputs] = field(default_factory=dict)
     tolerance: float = 0.0
     slack: float = 1.0
+    repeats: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Goal:
             "geomean": f"geometric mean over {self.versus}",
             "min_ratio": f"{'never below' if self.at_least == 1 else 'least ratio over'} {self.versus}",
             "pct_limit": "% of the limit beyond the last-level cache",
+            "pct_fma": "% of the arithmetic limit",
             "over_empty_us": "us over an empty op",
             "median_ms": "ms",
         }[self.kind]
@@ -114,6 +115,7 @@ KINDS: dict[str, Callable[[Sequence[tuple[Row, Row]]], float]] = {  # of pairs (
     "geomean": _geomean,
     "min_ratio": lambda pairs: min(other["ratio"] for _, other in pairs),
     "pct_limit": lambda pairs: min(ours["pct_limit"] for ours, _ in pairs),
+    "pct_fma": lambda pairs: min(ours["pct_limit"] for ours, _ in pairs),
     "median_ms": lambda pairs: max(1e3 * ours["median_s"] for ours, _ in pairs),
     "over_empty_us": lambda pairs: max(1e6 * (ours["median_s"] - other["median_s"]) for ours, other in pairs),
 }

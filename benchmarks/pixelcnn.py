@@ -85,12 +85,16 @@ class Eager(nn.Module):
         x = (levels.to(self.model._like) * (2 / scale) - 1).to(memory_format=self.format)
         return self.nll(levels, x).sum() / levels.numel()
 
+    def parameters_of(self, x: Tensor) -> Tensor:
+        """What the head makes of an image scaled to [-1, 1]: logits, or a mixture's parameters, at every pixel."""
+        raise NotImplementedError
+
     def nll(self, levels: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class EagerGated(Eager):
-    def nll(self, levels: Tensor, x: Tensor) -> Tensor:
+    def parameters_of(self, x: Tensor) -> Tensor:
         model = self.model
         assert isinstance(model, GatedPixelCNN)
         assert isinstance(model.head, CausalHead)
@@ -105,8 +109,10 @@ class EagerGated(Eager):
                 horizontal = horizontal + out if layer.residual else out
                 vertical = gate(v)
         h = F.relu(self.conv(model.last, F.relu(total)))
-        logits = F.conv2d(h, model.head._weight()[:, :, None, None], model.head.bias)
-        channels = levels.shape[1]
+        return F.conv2d(h, model.head._weight()[:, :, None, None], model.head.bias)
+
+    def nll(self, levels: Tensor, x: Tensor) -> Tensor:
+        logits, channels = self.parameters_of(x), levels.shape[1]
         return F.cross_entropy(logits.unflatten(1, (channels, -1)).transpose(1, 2), levels, reduction="none")
 
 
@@ -118,7 +124,7 @@ class EagerPlusPlus(Eager):
         h = F.dropout(concat_elu(h), block.dropout.p, self.training)
         return x + gate(self.conv(block.second, h), nn.Identity())
 
-    def nll(self, levels: Tensor, x: Tensor) -> Tensor:
+    def parameters_of(self, x: Tensor) -> Tensor:
         model: Any = self.model
         padded = torch.cat([x, x.new_ones(x.shape[0], 1, *x.shape[2:])], 1)
         u = self.conv(model.above, padded)
@@ -140,8 +146,10 @@ class EagerPlusPlus(Eager):
             else:
                 height, width = shorts[-1][0].shape[2:]
                 u, ul = (self.conv(layer, z, (height, width)) for layer, z in ((stage.above, u), (stage.beside, ul)))
-        parameters = self.conv(model.head.parameters_of, F.elu(ul))
-        return likelihood(x, exact, self.format == torch.channels_last, parameters)[0]
+        return self.conv(model.head.parameters_of, F.elu(ul))
+
+    def nll(self, levels: Tensor, x: Tensor) -> Tensor:
+        return likelihood(x, exact, self.format == torch.channels_last, self.parameters_of(x))[0]
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import math
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ MAX_PREPARED = 16  # graphs kept alive at once for a sample of a backward pass
 SLOW_S = 0.5  # a call this long finds no caches warm, and has seconds to average over: it is timed without ceremony
 SLOW_ROUNDS = 3  # of an arm that takes ten times the budget of all
 LAUNCH_BOUND_S = 100e-6
+FMA_STEPS = 200_000  # of a register-resident loop: some milliseconds
 
 Sampler = Callable[[], float]  # seconds of one call, or of the work a ceiling stands for
 
@@ -155,12 +155,9 @@ def copy(work: Work, dtype: torch.dtype, device: torch.device) -> Sampler | None
 
 def fma(work: Work, dtype: torch.dtype, device: torch.device) -> Sampler | None:
     """Fused multiply-adds that stay in registers, on every thread."""
-    native = sys.modules.get("pygen._C") if device.type == "cpu" else None
-    gflops = getattr(native, "fma_gflops", None)
-    if gflops is None:
+    if device.type != "cpu" or not hasattr(torch.ops.pygen, "_fma_rate"):
         return None
-    name = "float64" if dtype == torch.float64 else "float32"
-    return lambda: work.flops / (gflops(name) * 1e9)
+    return lambda: work.flops / float(torch.ops.pygen._fma_rate(FMA_STEPS, dtype == torch.float64))
 
 
 def matmul(work: Work, dtype: torch.dtype, device: torch.device, size: int = 1024) -> Sampler | None:

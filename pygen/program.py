@@ -15,9 +15,9 @@ is 0.
 
 and has a phase. Before the first pixel of a row, its stages of the phase ROW are computed for the whole row: they
 depend on the rows above alone. Then, pixel by pixel, and in a pixel for each group of channels that is drawn together,
-those of the phase PIXEL, and those of the phase HEAD, which nobody needs where nothing is drawn. (Of pixels that are known the stages of all groups
-may be computed in the order of the program, each for many pixels at once.) What the rows above
-contribute to the stages of a pixel has been summed by ROW stages, where a stage starts.
+those of the phase PIXEL, and those of the phase HEAD, which nobody needs where nothing is drawn. (Of pixels that are
+known the stages of all groups may be computed in the order of the program, each for many pixels at once.) What the rows
+above contribute to the stages of a pixel has been summed by ROW stages, where a stage starts.
 
 A stage of a coarse or strided grid is computed for the image's rows r = row_at modulo row_every only, likewise columns.
 At the image's place (r, c) a plane's place is (r // scale, c // scale), to which reads add (dy, dx), dy <= 0.
@@ -181,7 +181,8 @@ class Program:
             found = []
             for _ in range(stages):
                 *values, reads = take(len(_STAGE_FIELDS) + 1)
-                found.append(Stage(*values, reads=tuple(Read(*take(5)) for _ in range(reads))))
+                named = {f.name: value for f, value in zip(_STAGE_FIELDS, values, strict=True)}
+                found.append(Stage(**named, reads=tuple(Read(*take(5)) for _ in range(reads))))
         except (StopIteration, RuntimeError):  # the latter within a generator
             raise ValueError(f"expected a whole program, got its first {len(words)} numbers") from None
         if next(rest, None) is not None:
@@ -209,11 +210,9 @@ class Program:
         _expect(0 < self.output < len(self.planes), "output", f"in [1, {len(self.planes)})", self.output)
         wanted, output = self._head_channels(), self.planes[self.output]
         _expect(output == Plane(wanted), "the output plane", f"{wanted} channels of scale 1", output)
-        whole: set[int] = set()  # planes of which a row is known before its first pixel
         pixelwise = {stage.out for stage in self.stages if stage.phase != ROW} | {0}
         for i, stage in enumerate(self.stages):
             self._check_stage(f"stage {i}", stage, pixelwise)
-            whole.add(stage.out)
 
     def _head_channels(self) -> int:
         if self.head == "categorical":
@@ -230,27 +229,32 @@ class Program:
         _expect(stage.phase in (ROW, PIXEL, HEAD), f"phase of {name}", "0, 1 or 2", stage.phase)
         _expect(0 <= stage.group < self.groups, f"group of {name}", f"in [0, {self.groups})", stage.group)
         out = self.planes[stage.out]
-        parts = [("out", stage.out, stage.first, stage.written), ("start", stage.start, stage.start_first, stage.outputs),
-                 ("residual", stage.residual, stage.residual_first, stage.written)]  # fmt: skip
+        parts = (
+            ("out", stage.out, stage.first, stage.written),
+            ("start", stage.start, stage.start_first, stage.outputs),
+            ("residual", stage.residual, stage.residual_first, stage.written),
+        )
         for what, plane, first, count in parts:
             if plane == -1 and what != "out":
                 continue
             _expect(0 <= plane < len(self.planes), f"{what} of {name}", f"in [0, {len(self.planes)})", plane)
             found = self.planes[plane]
             _expect(found.scale == out.scale, f"{what} of {name}", f"on the grid of plane {stage.out}", found)
-            fits = 0 <= first and first + count <= found.channels
+            fits = first >= 0 and first + count <= found.channels
             _expect(fits, f"channels of {what} of {name}", f"within {found.channels}", (first, first + count))
         for what, index, end in (("weight", stage.weight, self.tensors), ("bias", stage.bias, self.tensors),
                                  ("condition", stage.condition, self.conditions)):  # fmt: skip
             _expect(-1 <= index < end, f"{what} of {name}", f"in [-1, {end})", index)
-        _expect((stage.weight >= 0) == bool(stage.reads), f"reads of {name}", "with a weight and only then", stage.reads)
+        _expect(
+            (stage.weight >= 0) == bool(stage.reads), f"reads of {name}", "with a weight and only then", stage.reads
+        )
         for every, at in ((stage.row_every, stage.row_at), (stage.column_every, stage.column_at)):
             fits = 0 <= at < every and every % out.scale == 0 and at % out.scale == 0
             _expect(fits, f"rows and columns of {name}", f"on a grid of scale {out.scale}", (every, at))
         for read in stage.reads:
             _expect(0 <= read.plane < len(self.planes), f"a read of {name}", f"in [0, {len(self.planes)})", read.plane)
             plane_ = self.planes[read.plane]
-            fits = 0 <= read.first and read.count >= 1 and read.first + read.count <= plane_.channels
+            fits = read.first >= 0 and read.count >= 1 and read.first + read.count <= plane_.channels
             _expect(fits, f"a read of {name}", f"within {plane_.channels} channels", read)
             aligned = stage.row_every % plane_.scale == 0 and stage.column_every % plane_.scale == 0
             _expect(aligned, f"a read of {name}", f"rows and columns of scale {plane_.scale}", read)
@@ -291,10 +295,12 @@ def _expect(fine: bool, name: str, expected: Any, given: Any) -> None:
 
 def pack(weight: Tensor) -> Tensor:
     """A weight [K, N] as panels of columns [ceil(N / 32), K, 32], the last one filled up with zeros."""
-    depth, outputs = weight.shape
-    return F.pad(weight, (0, -outputs % PANEL)).unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
+    outputs = weight.shape[1]
+    panels: Tensor = F.pad(weight, (0, -outputs % PANEL)).unflatten(1, (-1, PANEL)).transpose(0, 1)
+    return panels.contiguous()
 
 
 def unpack(panels: Tensor, outputs: int) -> Tensor:
     """The inverse of `pack`."""
-    return panels.transpose(0, 1).flatten(1)[:, :outputs]
+    columns: Tensor = panels.transpose(0, 1).flatten(1)[:, :outputs]
+    return columns

@@ -60,7 +60,9 @@ namespace detail {
 
 constexpr int64_t kLargest = int64_t(1) << 31;  // of any number in a program: sums of a few never overflow
 
-inline bool within(int64_t first, int64_t count, int64_t end) { return first >= 0 && count >= 1 && first + count <= end; }
+inline bool within(int64_t first, int64_t count, int64_t end) {
+  return first >= 0 && count >= 1 && first + count <= end;
+}
 
 inline bool admits(const Program& p, const Stage& s, const std::vector<bool>& pixelwise) {
   const auto is_plane = [&](int64_t i) { return i >= 0 && i < int64_t(p.planes.size()); };
@@ -83,7 +85,8 @@ inline bool admits(const Program& p, const Stage& s, const std::vector<bool>& pi
   for (const Read& r : s.reads) {
     if (!is_plane(r.plane)) return false;
     const Plane& from = p.planes[size_t(r.plane)];
-    if (!within(r.first, r.count, from.channels) || s.row_every % from.scale || s.column_every % from.scale) return false;
+    if (!within(r.first, r.count, from.channels) || s.row_every % from.scale || s.column_every % from.scale)
+      return false;
     const bool above = (s.row_at / from.scale + r.dy) * from.scale < s.row_at;
     const bool left = (s.column_at / from.scale + r.dx) * from.scale <= s.column_at;
     const bool known = above || !pixelwise[size_t(r.plane)] || (s.when() != Phase::kRow && left);
@@ -100,7 +103,8 @@ inline void derive(Program& p) {
   p.planes[0].transient = false;
   for (const Stage& s : p.stages) {
     const auto aligned = [&](Plane& plane) {
-      if (s.row_every != plane.scale || s.column_every != plane.scale || s.when() == Phase::kRow) plane.transient = false;
+      if (s.row_every != plane.scale || s.column_every != plane.scale || s.when() == Phase::kRow)
+        plane.transient = false;
     };
     for (const int64_t i : {s.out, s.start, s.residual}) {
       if (i >= 0) aligned(p.planes[size_t(i)]);
@@ -152,9 +156,9 @@ inline std::optional<Program> decode(const int64_t* words, int64_t count) {
   }
   for (int64_t i = 0; i < stages && whole; ++i) {
     Stage s{};
-    for (int64_t* number : {&s.out, &s.first, &s.outputs, &s.weight, &s.bias, &s.condition, &s.start, &s.start_first,
-                            &s.activation, &s.residual, &s.residual_first, &s.phase, &s.group, &s.row_every, &s.row_at,
-                            &s.column_every, &s.column_at}) {
+    for (int64_t* number :
+         {&s.out, &s.first, &s.outputs, &s.weight, &s.bias, &s.condition, &s.start, &s.start_first, &s.activation,
+          &s.residual, &s.residual_first, &s.phase, &s.group, &s.row_every, &s.row_at, &s.column_every, &s.column_at}) {
       *number = next();
     }
     const int64_t reads = next();
@@ -165,7 +169,8 @@ inline std::optional<Program> decode(const int64_t* words, int64_t count) {
     }
     p.stages.push_back(std::move(s));
   }
-  if (!whole || at != count || p.planes.empty() || p.planes[0].scale != 1 || p.planes[0].channels < p.channels) return {};
+  if (!whole || at != count || p.planes.empty() || p.planes[0].scale != 1 || p.planes[0].channels < p.channels)
+    return {};
   if (p.output < 1 || p.output >= planes) return {};
   const Plane& output = p.planes[size_t(p.output)];
   if (output.scale != 1 || output.channels != p.head_channels()) return {};

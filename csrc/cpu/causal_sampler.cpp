@@ -111,7 +111,8 @@ struct Progress {
       const pybind11::gil_scoped_acquire gil;
       if (PyErr_CheckSignals() != 0) fail();
       if (report != nullptr && !stop) {
-        PyObject* result = PyObject_CallFunction(report, "LL", static_cast<long long>(done), static_cast<long long>(total));
+        PyObject* result =
+            PyObject_CallFunction(report, "LL", static_cast<long long>(done), static_cast<long long>(total));
         if (result == nullptr) fail();
         Py_XDECREF(result);
       }
@@ -156,7 +157,8 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   const auto type = weight->scalar_type();
   const auto kind = type == at::kFloat ? 0 : type == at::kDouble ? 1 : type == at::kBFloat16 ? 2 : -1;
   if (x.sizes() != at::IntArrayRef(size) || known.sizes() != x.sizes() || kind < 0 ||
-      (noise && (!noise->is_cpu() || noise->sizes() != at::IntArrayRef(noise_size) || !float_type(noise->scalar_type())))) {
+      (noise &&
+       (!noise->is_cpu() || noise->sizes() != at::IntArrayRef(noise_size) || !float_type(noise->scalar_type())))) {
     return refused();
   }
   Place place(ids, first_sample, step, offset, noise_size);

@@ -153,7 +153,7 @@ void multiply(const std::vector<Part<T>>& parts, int64_t rows, const W* weights,
     const W* b = weights + j / kPanel * panel + j % kPanel;
     for (int64_t i = 0; i < cuts; ++i) {
       const int64_t first = rows * i / cuts, n = rows * (i + 1) / cuts - first;
-      kTiles<T, W, 1, kRows>[size_t(n - 1)](parts.data(), count, first, b, panel, pre + first * stride + j, stride);
+      kTiles<T, W, 1, kRows>[size_t(n - 1)](parts.data(), count, first, b, panel, pre + first* stride + j, stride);
     }
   }
 }
@@ -184,13 +184,11 @@ void finish_sites(Activation activation, const T* pre, int64_t pre_row, int64_t 
     case Activation::kElu:
       return each(outputs, [&](int64_t i, auto w) __attribute__((always_inline)) { return elu(in(i, w)); });
     case Activation::kGate:
-      return each(half, [&](int64_t i, auto w) __attribute__((always_inline)) {
-        return gate<Gate::kTanh>(in(i, w), in(half + i, w));
-      });
+      return each(half, [&](int64_t i, auto w)
+                            __attribute__((always_inline)) { return gate<Gate::kTanh>(in(i, w), in(half + i, w)); });
     case Activation::kGlu:
-      return each(half, [&](int64_t i, auto w) __attribute__((always_inline)) {
-        return gate<Gate::kLinear>(in(i, w), in(half + i, w));
-      });
+      return each(half, [&](int64_t i, auto w)
+                            __attribute__((always_inline)) { return gate<Gate::kLinear>(in(i, w), in(half + i, w)); });
     case Activation::kConcatElu:
       for (int64_t site = 0; site < sites; ++site, pre += pre_row, y += y_row) {
         const T* const added = residual ? residual + site * residual_row : nullptr;
@@ -362,7 +360,8 @@ class Sampler {
   // Some stages for the pixels [begin, end) of a row.
   void run_stages(const std::vector<InRow>& stages, int64_t r, int64_t begin, int64_t end) {
     for (const InRow& at : stages) {
-      const int64_t step = at.stage->column_every, first = begin + (step == 1 ? 0 : to_next(at.stage->column_at - begin, step));
+      const int64_t step = at.stage->column_every,
+                    first = begin + (step == 1 ? 0 : to_next(at.stage->column_at - begin, step));
       if (first >= end) continue;
       const int64_t n = step == 1 ? end - first : (end - 1 - first) / step + 1;
       for (int64_t i = 0; i < n; i += at.even ? n : 1) run_stage(at, r, first + i * step, i, at.even ? n : 1);
@@ -390,7 +389,8 @@ class Sampler {
         }
       }
       if (!parts_.empty()) {
-        multiply<T, W>(parts_, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs, pre_, stride);
+        multiply<T, W>(parts_, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs, pre_,
+                       stride);
         for (Part<T>& part : parts_) part.a += some * part.row;
       }
       const T* const pre = direct ? start + site * at.start.site : static_cast<const T*>(pre_);
@@ -639,7 +639,7 @@ class Sampler {
   Scratch<T> planes_{0}, pre_{0};
   Scratch<float> logits_{0};
   std::vector<Part<T>> parts_;
-  std::vector<const Stage*> of_row_, of_known_;  // the latter: of pixels, in the program's order
+  std::vector<const Stage*> of_row_, of_known_;                // the latter: of pixels, in the program's order
   std::vector<std::vector<const Stage*>> of_pixel_, of_head_;  // by group
   std::vector<uint32_t> words_;
   std::vector<float> sorted_;

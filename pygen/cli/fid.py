@@ -177,7 +177,7 @@ def _check_used(kind: str, sources: Sequence[Source]) -> None:
     """Raises ValueError for options about what is not there."""
     from ..data import Dataset
     from ..metrics.fid import FrechetSide
-    from ..sampling import Samples, batch_of
+    from ..sampling import Samples
 
     network = kind == "inception" and not all(isinstance(source, FrechetSide) for source in sources)
     drawn = [isinstance(source, Samples) for source in sources]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,6 +15,25 @@ from ..nn import CausalHead, Compiled, MixtureHead, ProgramBuilder
 from ..nn._arguments import check_integer
 from ..random import Source
 from .model import Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+Labels = Tensor | Sequence[int] | int | None
+
+
+class Drawing(TypedDict, total=False):
+    """Options of `Autoregressive.sample` and `complete`."""
+
+    generator: Source
+    context: Tensor | None
+    first_sample: int
+    temperature: float
+    top_k: int
+    top_p: float
+    noise: Tensor | None
+    progress: Callable[[int, int], None] | None
 
 
 class Autoregressive(Model):
@@ -64,101 +83,95 @@ class Autoregressive(Model):
 
     # --- samples -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def sample(  # type: ignore[override]
-        self,
-        n: int,
-        y: Tensor | Sequence[int] | int | None = None,
-        *,
-        generator: Source = None,
-        context: Tensor | None = None,
-        first_sample: int = 0,
-        temperature: float = 1.0,
-        **options: Unpack[Drawing],
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def sample(self, n: int, y: Labels = None, **options: Unpack[Drawing]) -> Tensor:
         """n samples [n, C, H, W]: numbers first_sample .. first_sample + n - 1 of the seed; see `Model.sample`.
 
         They are drawn by `pygen.ops.causal_sampler`, which computes every feature once: the pixels of a loop that runs
         the net for each of them, up to its rounding. With its native kernel a sample is the same, to the bit, in any
         batch, on any number of threads.
 
+        y, generator, context, first_sample: see `Model.sample`.
         temperature: of the logits; of a mixture's components and of their logistic distributions.
         top_k, top_p: see `pygen.ops.causal_sampler`; not for mixtures.
-        log_prob: whether to return (samples, log p [n]) with the log-probability, in nats and at temperature 1, of what
-            was drawn.
         noise: uniform numbers in [0, 1) to draw with instead of the stream's, [n, C, H, W], or, for mixtures,
             [n, 1 + C, H, W].
         progress: progress(done, total) is called now and then, counting rows of images.
         """
-        seed, given = self._started(n, y, context, generator, first_sample, temperature)
+        return self._draw(*self._blank(n), y, False, **options)[0]
+
+    def sample_and_log_prob(self, n: int, y: Labels = None, **options: Unpack[Drawing]) -> tuple[Tensor, Tensor]:
+        """`sample`, and log p(x | y, context) of each, [n] nats in float64, whatever the temperature and filters."""
+        return self._draw(*self._blank(n), y, True, **options)
+
+    def complete(self, x: Tensor, known: Tensor, y: Labels = None, **options: Unpack[Drawing]) -> Tensor:
+        """Samples [n, C, H, W] that are x where `known` is True, each pixel drawn given those before it, known or
+        drawn; see `Model.complete`, and `sample` for the options."""
+        return self._draw(*self._begun(x, known), y, False, **options)[0]
+
+    def complete_and_log_prob(
+        self, x: Tensor, known: Tensor, y: Labels = None, **options: Unpack[Drawing]
+    ) -> tuple[Tensor, Tensor]:
+        """`complete`, and the sum [n] of the log-probabilities of what was drawn, nats in float64."""
+        return self._draw(*self._begun(x, known), y, True, **options)
+
+    def _blank(self, n: int) -> tuple[Tensor, Tensor]:
+        check_integer("n", n, 0)
         x = torch.zeros(n, *self.shape, dtype=torch.int64, device=self._like.device)
-        known = torch.zeros_like(x, dtype=torch.bool)
-        return self._draw(x, known, given, seed, first_sample, temperature, options)
+        return x, x.bool()
+
+    def _begun(self, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        known = self._check_known(x, known)
+        self.head.check_unknown(~known)
+        return self._prepare(x.where(known, 0), None).long(), known
 
     @torch.no_grad()
-    def complete(  # type: ignore[override]
+    def _draw(
         self,
         x: Tensor,
         known: Tensor,
-        y: Tensor | Sequence[int] | int | None = None,
+        y: Labels,
+        log_prob: bool,
         *,
         generator: Source = None,
         context: Tensor | None = None,
         first_sample: int = 0,
         temperature: float = 1.0,
-        **options: Unpack[Drawing],
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Samples [n, C, H, W] that are x where `known` is True, drawn given that of it which comes before; see
-        `Model.complete`, and `sample` for the options."""
-        known = self._check_known(x, known)
-        seed, given = self._started(len(x), y, context, generator, first_sample, temperature)
-        x = self._prepare(x.where(known, 0), None).long()
-        self.head.check_unknown(~known)
-        return self._draw(x, known, given, seed, first_sample, temperature, options)
-
-    def _draw(
-        self,
-        x: Tensor,
-        known: Tensor,
-        given: tuple[Tensor | None, Tensor | None],
-        seed: int,
-        first_sample: int,
-        temperature: float,
-        options: Drawing,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        check_options(options)
-        n, progress, noise = len(x), options.get("progress"), options.get("noise")
-        if isinstance(self.head, MixtureHead) and (options.get("top_k", 0) or options.get("top_p", 1.0) != 1):
-            raise ValueError("expected top_k and top_p for models with a softmax only, which mixtures have none of")
+        top_k: int = 0,
+        top_p: float = 1.0,
+        noise: Tensor | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        n, height = len(x), self.shape[1]
+        seed, given = self._started(n, y, context, generator, first_sample, temperature)
+        if isinstance(self.head, MixtureHead) and (top_k or top_p != 1):
+            raise ValueError(
+                f"expected top_k and top_p for a softmax, which mixtures have none of, got {top_k}, {top_p}"
+            )
         compiled = self.program()
-        with self.evaluating():
-            condition = self._given(n, *given)
-            conditions = [self._by_chunks(make, condition, first_sample) for make in compiled.conditions]
+        condition = self._given(n, *given)
+        conditions = [self._by_chunks(make, condition, first_sample) for make in compiled.conditions]
         parts = []
         for start in range(0, max(n, 1), self.BATCH):
             own = slice(start, start + self.BATCH)
-            done, rows = start * self.shape[1], n * self.shape[1]
-            parts.append(
-                ops.causal_sampler(
-                    compiled.program,
-                    compiled.tensors,
-                    x[own],
-                    known[own],
-                    [values[own] for values in conditions],
-                    noise=None if noise is None else noise[own],
-                    temperature=temperature,
-                    top_k=options.get("top_k", 0),
-                    top_p=options.get("top_p", 1.0),
-                    log_prob=options.get("log_prob", False),
-                    progress=None if progress is None else partial(_count, progress, done, rows),
-                    generator=seed,
-                    first_sample=first_sample + start,
-                )
+            count = None if progress is None else partial(_count, progress, start * height, n * height)
+            drawn, log_p = ops.causal_sampler(
+                compiled.program,
+                compiled.tensors,
+                x[own],
+                known[own],
+                [values[own] for values in conditions],
+                noise=None if noise is None else noise[own],
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                log_prob=log_prob,
+                progress=count,
+                generator=seed,
+                first_sample=first_sample + start,
             )
-        drawn = torch.cat([levels for levels, _ in parts])
-        drawn = drawn.to(torch.uint8) if self.levels <= 256 else drawn
-        log_prob = [log_p for _, log_p in parts if log_p is not None]
-        return (drawn, torch.cat(log_prob)) if log_prob else drawn
+            parts.append((drawn.to(torch.uint8) if self.levels <= 256 else drawn, log_p))
+        whole = torch.cat([drawn for drawn, _ in parts])
+        return whole, torch.cat([x.new_empty(0, dtype=torch.float64) if p is None else p for _, p in parts])
 
     def _by_chunks(self, make: Callable[[Tensor], Tensor], condition: Tensor | None, first_sample: int) -> Tensor:
         """make(condition), for samples from `first_sample` on, by whole chunks of numbers."""
@@ -168,22 +181,6 @@ class Autoregressive(Model):
         whole[before : before + n] = condition
         made = [make(chunk) for chunk in whole.split(self.CHUNK)]
         return torch.cat(made)[before : before + n] if made else make(condition)
-
-
-class Drawing(TypedDict, total=False):
-    """Options of `Autoregressive.sample` and `complete`."""
-
-    top_k: int
-    top_p: float
-    log_prob: bool
-    noise: Tensor | None
-    progress: Callable[[int, int], None] | None
-
-
-def check_options(options: Drawing) -> None:
-    for name in options:
-        if name not in Drawing.__annotations__:
-            raise TypeError(f"expected options among {', '.join(Drawing.__annotations__)}, got {name!r}")
 
 
 def _count(progress: Callable[[int, int], None], before: int, total: int, done: int, of: int) -> None:

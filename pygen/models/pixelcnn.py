@@ -61,6 +61,8 @@ class PixelCNN(Autoregressive):
         return h
 
     def _stages(self, builder: ProgramBuilder) -> int:
+        block: Any
+        layer: Any
         h = builder.conv((self.first, builder.image))
         for block in self.blocks:
             h = block.stages(builder, h)
@@ -157,6 +159,7 @@ class GatedPixelCNN(Autoregressive):
         return h
 
     def _stages(self, builder: ProgramBuilder) -> int:
+        layer: Any
         vertical = state = builder.image
         for layer in self.layers:
             vertical, state = layer.stages(builder, vertical, state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,6 +100,7 @@ class PixelCNNPlusPlus(Autoregressive):
         return F.elu(streams[1])
 
     def _stages(self, builder: ProgramBuilder) -> int:
+        stage: Any
         image = builder.image
         streams = (builder.conv((self.above, image)), builder.conv((self.left, image), (self.row_above, image)))
         shorts = [streams]

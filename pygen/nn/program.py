@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ Condition = Callable[[Tensor], Tensor]  # the model's condition to [B, N, ...]
 
 
 class Channels(NamedTuple):
-    """Some channels of a plane; count -1: all from `first` on."""
+    """Some channels of a plane; size -1: all from `first` on."""
 
     plane: int
     first: int = 0
-    count: int = -1
+    size: int = -1
 
 
 class Compiled(NamedTuple):
@@ -113,10 +113,7 @@ class ProgramBuilder:
         activation = first.options.get("activation")
         written = written_channels(activation, outputs)
         groups = max(layer.options.get("channel_groups", 1) for layer, _ in inputs)
-        columns = [
-            _columns(outputs, activation in ("gate", "glu"), group, groups)
-            for group in range(groups)
-        ]
+        columns = [_columns(outputs, activation in ("gate", "glu"), group, groups) for group in range(groups)]
         source = inputs[0][1] if isinstance(inputs[0][1], int) else inputs[0][1][0].plane
         scale, variants = _variants(first, self.planes[source].scale)
         target = Channels(self._plane(written, scale)) if out is None else out
@@ -134,7 +131,7 @@ class ProgramBuilder:
                 late = [[t for t in ts if not self._early(t.read, rows)] for ts in terms]
                 waits = any(late) or (added is not None and added.plane not in self._whole)
                 whole &= not waits
-                place = {
+                place: dict[str, Any] = {
                     "row_every": rows.every, "row_at": rows.at, "column_every": cols.every, "column_at": cols.at
                 }  # fmt: skip
                 if waits and any(early):
@@ -185,9 +182,10 @@ class ProgramBuilder:
 
     def finish(self, output: int, *, head: str, mixtures: int = 1, layout: str = "openai") -> Compiled:
         """The program, whose head draws from the plane `output`."""
-        stages: list[Stage] = []
-        for stage in reversed(self.stages):
-            stages.insert(0, stage if stage.phase == ROW else self._phased(stage, stages))
+        stages = list(self.stages)
+        for i in reversed(range(len(stages))):
+            if stages[i].phase == PIXEL and _only_for_head(stages, i):
+                stages[i] = replace(stages[i], phase=HEAD)
         channels, height, width = self.shape
         program = Program(
             height, width, channels, self.levels, self.groups, head, mixtures, layout, output, len(self.tensors),
@@ -196,33 +194,19 @@ class ProgramBuilder:
         program.check()
         return Compiled(program, self.tensors, self.conditions)
 
-    def _phased(self, stage: Stage, later: list[Stage]) -> Stage:
-        """As a stage of the head, if no stage but one of the head, in the same pixel and group, reads what it writes."""
-        for user in later + [s for s in self.stages if s.phase == ROW]:
-            for read in user.reads:
-                if read.plane == stage.out and not (
-                    user.phase == HEAD and user.group == stage.group and read.dy == read.dx == 0
-                ):
-                    return stage
-            if stage.out in (user.start, user.residual) and not (user.phase == HEAD and user.group == stage.group):
-                return stage
-        if any(read.plane == stage.out for user in self.stages for read in user.reads if (read.dy, read.dx) != (0, 0)):
-            return stage
-        return Stage(**{name: getattr(stage, name) for name in Stage.__dataclass_fields__} | {"phase": HEAD})
-
     def _early(self, read: Read, rows: _Variant) -> bool:
         """Whether what is read is known before the first pixel of a row."""
         scale = self.planes[read.plane].scale
         return read.plane in self._whole or (rows.at // scale + read.dy) * scale < rows.at
 
-    def _sum(self, terms: list[_Term]) -> dict[str, object]:
+    def _sum(self, terms: list[_Term]) -> dict[str, Any]:
         if not terms:
             return {}
         self.tensors.append(pack(torch.cat([term.weight for term in terms])))
         return {"weight": len(self.tensors) - 1, "reads": tuple(term.read for term in terms)}
 
-    def _added(self, bias: Tensor | int, condition: Condition | None, columns: Tensor) -> dict[str, int]:
-        found = {}
+    def _added(self, bias: Tensor | int, condition: Condition | None, columns: Tensor) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         if isinstance(bias, Tensor):
             self.tensors.append(bias[columns].contiguous())
             found["bias"] = len(self.tensors) - 1
@@ -261,13 +245,25 @@ class ProgramBuilder:
             if mask is not None and (dy, dx) == (0, 0):
                 rest = (group + (mask == "B")) * rest // groups
             begin = 0
-            for plane, first, count in sources:
-                size = self.planes[plane].channels - first if count < 0 else count
-                n = min(size, rest - begin)
+            for plane, first, size in sources:
+                n = min(self.planes[plane].channels - first if size < 0 else size, rest - begin)
                 if n > 0:
                     found.append(_Term(Read(plane, row, column, first, n), weight[tap, begin : begin + n, columns]))
                     begin += n
         return found
+
+
+def _only_for_head(stages: list[Stage], i: int) -> bool:
+    """Whether what stage i writes is read by later stages of the head alone, in the same pixel and group."""
+    plane, group = stages[i].out, stages[i].group
+    for k, user in enumerate(stages):
+        reads = [read for read in user.reads if read.plane == plane]
+        if not reads and plane not in (user.start, user.residual):
+            continue
+        here = all(read.dy == read.dx == 0 for read in reads)
+        if not (k > i and user.phase == HEAD and user.group == group and here):
+            return False
+    return True
 
 
 def _stored(weight: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ def _check(*args: Any) -> Program:
                 "causal_sampler: expected known to be the same for all channels of a pixel, which are drawn together"
             )
         if noise is not None and noise.numel() and not bool(((noise >= 0) & (noise < 1)).all()):
-            raise ValueError(f"causal_sampler: expected noise in [0, 1), got {noise.min().item()} to {noise.max().item()}")
+            raise ValueError(
+                f"causal_sampler: expected noise in [0, 1), got {noise.min().item()} to {noise.max().item()}"
+            )
     return program
 
 
@@ -178,6 +180,7 @@ define(
     cuda=None,
     draws=True,
 )
+
 
 def causal_sampler(
     program: Program,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..program import ACTIVATIONS, HEAD, PIXEL, ROW, Program, Stage, unpack
 from . import random
-from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .gates import concat_elu
+from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import activate
 
 
@@ -36,7 +36,10 @@ def causal_sampler(
     `pygen.ops.causal_sampler`."""
     planes = _Planes(program, tensors, conditions, len(x), x.device)
     ids = torch.arange(len(x), device=x.device) if ids is None else ids
-    x, log_prob = x.clone(memory_format=torch.contiguous_format), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    x, log_prob = (
+        x.clone(memory_format=torch.contiguous_format),
+        torch.zeros(len(x), dtype=torch.float64, device=x.device),
+    )
     for channel in range(program.channels):
         planes.image(channel)[...] = planes.scaled(x[:, channel].where(known[:, channel], 0)).movedim(0, -1)
     unknown = ~known.all(0)  # of all samples

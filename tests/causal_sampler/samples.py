@@ -23,7 +23,9 @@ def program(height: int, width: int, hidden: int = 5, channels: int = 1) -> Prog
     for group in range(channels):
         reads = [Read(0, 0, -1, 0, channels), *([Read(0, 0, 0, 0, group)] if group else [])]
         stages.append(Stage(2, 0, hidden, 2 + 3 * group, start=1, activation=1, group=group, reads=tuple(reads)))
-        head = Stage(3, 0, LEVELS, 3 + 3 * group, 4 + 3 * group, phase=HEAD, group=group, reads=(Read(2, 0, 0, 0, hidden),))
+        head = Stage(
+            3, 0, LEVELS, 3 + 3 * group, 4 + 3 * group, phase=HEAD, group=group, reads=(Read(2, 0, 0, 0, hidden),)
+        )
         stages.append(head)
     planes = (Plane(channels), Plane(hidden), Plane(hidden), Plane(LEVELS))
     return Program(
@@ -85,7 +87,9 @@ def truth(
     return reference.causal_sampler(program, own, [condition], x, known, noise, **where, **dict(options))[0]
 
 
-def sample(name: str, batch: int, height: int, width: int, hidden: int = 5, channels: int = 1, **options: Any) -> Sample:
+def sample(
+    name: str, batch: int, height: int, width: int, hidden: int = 5, channels: int = 1, **options: Any
+) -> Sample:
     p = program(height, width, hidden, channels)
     shape = (batch, channels, height, width)
     traits = {"channels": channels, **options, "noise": options.pop("noise", False), "known": options.pop("known", 0.0)}

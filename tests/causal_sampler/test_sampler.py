@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -23,8 +24,7 @@ from pygen import _ext, random
 from pygen.models import Autoregressive, GatedPixelCNN, PixelCNN, PixelCNNPlusPlus
 from pygen.models.naive import naive_sample
 from pygen.ops import causal_sampler
-from pygen.program import PIXEL, Plane, Program, Read, Stage
-from tests.harness import backend
+from pygen.program import PIXEL, Program, Read
 
 N = 6
 
@@ -97,7 +97,7 @@ def test_pixels_of_the_naive_loop(name: str, implementation: str) -> None:
     for pattern, known in patterns(model):
         expected = naive_sample(model, x, known, **given(model), seed=5)
         with pygen.backends.use(implementation):
-            drawn, log_prob = model.complete(x, known, **given(model), generator=5, log_prob=True)
+            drawn, log_prob = model.complete_and_log_prob(x, known, **given(model), generator=5)
         assert torch.equal(drawn.long(), expected), pattern
         assert torch.equal(drawn.long()[known], x[known])
         if pattern == "nothing":
@@ -112,7 +112,7 @@ def test_draws_of_float32(tier: str, capsys: pytest.CaptureFixture[str]) -> None
     """With the naive pixels as context, those differ whose number lies at the boundary between two levels, and fewer
     than one in 10,000."""
     draws = differ = 0
-    with backend.Backend("cpu", tier).active() if hasattr(backend.Backend, "active") else using(tier):
+    with using(tier):
         for name in MODELS:
             model = build(name, torch.float32)
             expected = naive_sample(model, *nothing(model), **given(model), seed=5)
@@ -129,18 +129,14 @@ def test_draws_of_float32(tier: str, capsys: pytest.CaptureFixture[str]) -> None
     assert differ <= 1e-4 * draws
 
 
-class using:  # noqa: N801
-    """A tier, for a while."""
-
-    def __init__(self, tier: str) -> None:
-        self.tier = tier
-
-    def __enter__(self) -> None:
-        self.before = _ext.tier
-        _ext.use(self.tier)
-
-    def __exit__(self, *_: object) -> None:
-        _ext.use(str(self.before))
+@contextlib.contextmanager
+def using(tier: str) -> Iterator[None]:
+    before = _ext.tier
+    _ext.use(tier)
+    try:
+        yield
+    finally:
+        _ext.use(str(before))
 
 
 def nothing(model: Autoregressive, n: int = N) -> tuple[Tensor, Tensor]:
@@ -154,15 +150,14 @@ def test_likelihood_of_what_is_drawn(name: str) -> None:
     model = build(name, torch.float32)
     filters = {"top_k": 3, "top_p": 0.9} if not name.startswith("plusplus") else {}
     for options in ({}, {"temperature": 0.5, **filters}):
-        x, log_prob = model.sample(N, **given(model), generator=7, log_prob=True, **options)
+        x, log_prob = model.sample_and_log_prob(N, **given(model), generator=7, **options)
         assert log_prob.dtype == torch.float64
         assert (log_prob - model.log_prob(x, **given(model))).abs().max() < 1e-4
     known = torch.zeros(model.shape[1:], dtype=torch.bool)
     known[: model.shape[1] // 2] = True
-    again, rest = model.complete(x, known, **given(model), generator=8, log_prob=True)
-    prefix = model.complete(x, ~known, **given(model), generator=8, log_prob=True)[1]  # of the known part, by itself
-    assert prefix.shape == rest.shape
-    assert (rest <= 0).all() and (rest > model.log_prob(again, **given(model)) - 1e-3).all()
+    again, rest = model.complete_and_log_prob(x, known, **given(model), generator=8)
+    assert (rest <= 0).all()
+    assert (rest > model.log_prob(again, **given(model)) - 1e-3).all()
 
 
 @pytest.mark.parametrize("name", ["plain-rgb", "gated-map", "plusplus-rgb"])
@@ -174,13 +169,13 @@ def test_an_image_is_the_same_in_any_batch(name: str, tier: str) -> None:
     threads = torch.get_num_threads()
     try:
         with using(tier):
-            whole, log_prob = model.sample(n, **own, generator=3, log_prob=True)
+            whole, log_prob = model.sample_and_log_prob(n, **own, generator=3)
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
                 for part in (slice(0, 1), slice(3, 6), slice(16, 33), slice(34, 35), slice(2, 2)):
                     some = {k: None if v is None else v[part] for k, v in own.items()}
                     first = {"generator": 3, "first_sample": part.start}
-                    x, log_p = model.sample(part.stop - part.start, **some, **first, log_prob=True)
+                    x, log_p = model.sample_and_log_prob(part.stop - part.start, **some, **first)
                     assert torch.equal(x, whole[part])
                     assert torch.equal(log_p, log_prob[part])
     finally:
@@ -215,9 +210,9 @@ def test_filters(options: dict[str, Any]) -> None:
     likeliest = model.sample(N, **given(model), generator=2, temperature=0)
     if options in ({"top_k": 1}, {"temperature": 0.0}):
         assert torch.equal(drawn, likeliest)
-    with pytest.raises(ValueError, match="softmax only"):
+    with pytest.raises(ValueError, match="top_p for a softmax"):
         build("plusplus").sample(1, top_k=3)
-    with pytest.raises(TypeError, match="expected options among top_k"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'top'"):
         model.sample(1, **given(model, 1), top=3)
 
 
@@ -225,8 +220,8 @@ def test_equal_levels_stay_together() -> None:
     from pygen.reference.causal_sampler import kept
 
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0]])
-    left = {(top_k, top_p): (kept(logits, top_k, top_p)[0] > -math.inf).nonzero().flatten().tolist()
-            for top_k, top_p in ((1, 1.0), (2, 1.0), (3, 1.0), (0, 0.1), (0, 0.6), (0, 0.71), (0, 1.0), (9, 1.0))}  # fmt: skip
+    cases = ((1, 1.0), (2, 1.0), (3, 1.0), (0, 0.1), (0, 0.6), (0, 0.71), (0, 1.0), (9, 1.0))
+    left = {case: (kept(logits, *case)[0] > -math.inf).nonzero().flatten().tolist() for case in cases}
     everything = [0, 1, 2, 3, 4]
     assert left == {
         (1, 1.0): [1, 3], (2, 1.0): [1, 3], (3, 1.0): [1, 2, 3, 4], (0, 0.1): [1, 3], (0, 0.6): [1, 3],
@@ -242,7 +237,9 @@ def test_samples_follow_an_enumerable_density(name: str) -> None:
     model, n = sharpened(build_(), torch.float32), 65_536
     images = torch.tensor(list(itertools.product(range(4), repeat=4))).view(-1, 1, 2, 2)
     p = model.log_prob(images).double().exp()
-    counts = model.sample(n, generator=4).flatten(1).long().mul(torch.tensor([64, 16, 4, 1])).sum(1).bincount(minlength=256)
+    counts = (
+        model.sample(n, generator=4).flatten(1).long().mul(torch.tensor([64, 16, 4, 1])).sum(1).bincount(minlength=256)
+    )
     assert (counts / n - p).abs().sum() < 3 * (2 * 256 / (math.pi * n)) ** 0.5  # of which 1 is the mean
     likely = p * n >= 5
     chi = ((counts - p * n)[likely] ** 2 / (p * n)[likely]).sum()
@@ -253,7 +250,7 @@ def test_samples_follow_an_enumerable_density(name: str) -> None:
 def test_bfloat16_weights() -> None:
     """Half the bytes; the arithmetic is float32's, of the rounded weights."""
     model = build("gated-dilated", torch.bfloat16)
-    x, log_prob = model.sample(N, **given(model), generator=5, log_prob=True)
+    x, log_prob = model.sample_and_log_prob(N, **given(model), generator=5)
     wide = copy.deepcopy(model).float()
     own = given(wide) | {"y": given(model)["y"]}
     assert torch.equal(x, wide.sample(N, **own, generator=5))
@@ -268,7 +265,8 @@ def test_progress(implementation: str) -> None:
     model, seen = build("gated"), []
     with pygen.backends.use(implementation):
         model.sample(N, generator=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen == sorted(seen) and len(seen) > 1
+    assert seen == sorted(seen)
+    assert len(seen) > 1
     assert {total for _, total in seen} == {N * 6}
     assert seen[-1][0] <= N * 6
 
@@ -307,8 +305,11 @@ except KeyboardInterrupt:
 def test_ctrl_c() -> None:
     """Within a call, not after it."""
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True, env=environment) as run:
-        assert run.stdout is not None and run.stdout.readline() == "ready\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
         time.sleep(0.5)
         run.send_signal(signal.SIGINT)
         assert run.stdout.readline() == "stopped\n"
@@ -346,8 +347,9 @@ def test_wrong_programs() -> None:
             other.check()
         with pytest.raises(ValueError, match=f"causal_sampler: .*{words}"):
             causal_sampler(other, compiled.tensors, x, known)
-    with pytest.raises(ValueError, match="expected tensor 0 "):
-        causal_sampler(program, [compiled.tensors[0][:, 1:], *compiled.tensors[1:]], x, known)
+    shorter = [t[:, 1:] if t.dim() == 3 else t for t in compiled.tensors]
+    with pytest.raises(ValueError, match=r"expected tensor \d+ \(\d+, \d+, 32\), got"):
+        causal_sampler(program, shorter, x, known)
     with pytest.raises(ValueError, match="the number of tensors"):
         causal_sampler(program, compiled.tensors[1:], x, known)
     with pytest.raises(TypeError, match=r"expected a pygen.program.Program, got Tensor"):
@@ -355,7 +357,6 @@ def test_wrong_programs() -> None:
     for words in (program.encode()[:-1], torch.cat([program.encode(), torch.zeros(1).long()]), torch.zeros(0).long()):
         with pytest.raises(ValueError, match="expected"):
             Program.decode(words)
-    assert isinstance(program.planes[0], Plane) and isinstance(program.stages[0], Stage)
 
 
 def test_weights_that_are_nan() -> None:
@@ -370,4 +371,5 @@ def test_weights_that_are_nan() -> None:
 def test_dropout_is_not_drawn_and_modes_stay() -> None:
     model = build("plusplus").train()
     x = model.sample(3, generator=0)
-    assert model.training and torch.equal(x, model.eval().sample(3, generator=0))
+    assert model.training
+    assert torch.equal(x, model.eval().sample(3, generator=0))

@@ -1,0 +1,119 @@
+"""Sampling whole batches: the native sampler, a cached one in eager PyTorch, and the loops that peers run.
+
+"eager" keeps features as the native sampler does and computes each pixel's by matrix products (the op's reference). The
+loops run the whole net, as users write it, once for every draw: "naive" on whole images, "rows" on those down to the
+pixel. They would take minutes, so their figures are extrapolated: a pass over the images (for "rows": one for each
+number of rows) is timed, and multiplied by how many there are in a batch. The choice of a level is left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends, ops
+from ..models import Autoregressive, GatedPixelCNN, PixelCNNPlusPlus
+from ..nn import Compiled
+from .cases import Case, Function, Inputs, Problem, Tensors, Work
+from .pixelcnn import Eager, EagerGated, EagerPlusPlus
+
+
+def work_of(compiled: Compiled, batch: int) -> Work:
+    """Products of the stages, for every place that they are computed for; weights once, and the levels."""
+    program = compiled.program
+    places = [-(-program.height // s.row_every) * -(-program.width // s.column_every) for s in program.stages]
+    products = sum(s.depth * s.outputs * n for s, n in zip(program.stages, places, strict=True))
+    return Work(
+        sum(t.nbytes for t in compiled.tensors) + 8 * batch * program.height * program.width, 2 * batch * products
+    )
+
+
+def loop(model: Autoregressive, eager_of: type[Eager], levels: Tensor, by_rows: bool) -> Function:
+    """A pass over whole images, or one for each number of rows; dense or cropped kernels and layout as is fastest.
+
+    Raises ValueError unless its likelihood of some images is the model's."""
+
+    def form(crop: bool, last: bool) -> Function:
+        net = eager_of(model, crop, last).eval()
+        loss, wanted = net(levels), model(levels)
+        if not torch.allclose(loss, wanted, rtol=1e-4):
+            raise ValueError(f"expected the model's likelihood {wanted.item()}, got {loss.item()}")
+
+        def call(x: Tensor, known: Tensor) -> Tensors:
+            scaled = x.float().to(memory_format=net.format)
+            heights = range(1, x.shape[2] + 1) if by_rows else [x.shape[2]]
+            return tuple(net.parameters_of(scaled[:, :, :height]) for height in heights)
+
+        return call
+
+    @torch.no_grad()
+    def seconds(function: Function) -> float:
+        function(levels[:, :, :8], levels[:, :, :8])
+        start = time.perf_counter()
+        function(levels, levels)
+        return time.perf_counter() - start
+
+    with torch.no_grad():
+        return min((form(crop, last) for crop in (False, True) for last in (False, True)), key=seconds)
+
+
+def case(
+    name: str,
+    model_of: Callable[..., Autoregressive],
+    eager_of: type[Eager],
+    shape: tuple[int, int, int, int],
+    *,
+    others: bool = True,
+    **of_case: Any,
+) -> Case:
+    """others: whether there are arms beside the native one."""
+
+    def build(device: torch.device) -> Problem:
+        torch.manual_seed(0)
+        model = model_of(shape[1:]).to(device).eval()
+        levels = torch.randint(model.levels, shape, device=device)
+        model.initialize(levels)
+        with torch.no_grad():  # sharper than at the start: levels are no longer alike
+            for parameter in model.parameters():
+                parameter.mul_(1.5 if parameter.dim() > 1 else 1)
+        compiled = model.program()
+
+        def ours(x: Tensor, known: Tensor) -> Tensors:
+            drawn, _ = ops.causal_sampler(compiled.program, compiled.tensors, x, known, generator=0)
+            return (drawn.double(),)
+
+        def eager(x: Tensor, known: Tensor) -> Tensors:
+            with backends.use("reference"):
+                return ours(x, known)
+
+        x = torch.zeros(shape, dtype=torch.int64, device=device)
+        inputs = Inputs((x, x.bool()))
+        work = {"fwd": work_of(compiled, shape[0])}
+        if not others:
+            return Problem(inputs, ours, {}, ours, work, tolerance=0.1)
+        passes = compiled.program.groups * shape[3]
+        peers = {
+            "naive": partial(loop, model, eager_of, levels, by_rows=False),
+            "rows": partial(loop, model, eager_of, levels, by_rows=True),
+        }
+        repeats = {"naive": passes * shape[2], "rows": passes}
+        return Problem(inputs, ours, {"cached": eager}, ours, work, peers, tolerance=0.1, repeats=repeats)
+
+    name = f"{name}-{'x'.join(map(str, shape))}"
+    return Case("causal_sampler", name, build, modes=("fwd",), draws=True, compiles=False, **of_case)
+
+
+_gated = partial(GatedPixelCNN, hidden=64, layers=6)  # seven gated layers
+
+CASES = (
+    case("gated-64", _gated, EagerGated, (1, 1, 28, 28), quick=True),
+    case("gated-64", _gated, EagerGated, (16, 1, 28, 28)),
+    case("gated-64", _gated, EagerGated, (64, 1, 28, 28)),
+    case("plusplus-64", partial(PixelCNNPlusPlus, hidden=64), EagerPlusPlus, (16, 3, 32, 32)),
+    case("plusplus-160", PixelCNNPlusPlus, EagerPlusPlus, (16, 3, 32, 32), others=False),
+)
