@@ -1,8 +1,9 @@
-"""A gated PixelCNN on handwritten digits: likelihood, classes, outliers, completions, what a pixel depends on."""
+"""A gated PixelCNN on handwritten digits: likelihood, classes, outliers, samples, completions, what a pixel depends on."""
 
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -10,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from .. import figures, random
+from .. import backends, figures, random
 from ..data import Split, digits, load
 from ..data.digits import CLASSES, LEVELS
 from ..models import Autoregressive, GatedPixelCNN, PixelCNN, outlier_score
+from ..models.naive import naive_sample
 from ..training import Options
 from .fit import fit
 
@@ -25,6 +27,7 @@ def run(out: Path, seed: int, steps: int | None, console: Console) -> None:
     model = train_digits(steps or STEPS, seed, console)
     console.print(scores(model, train, test))
     console.print(outliers(model, test, seed))
+    console.print(speed(model, seed))
     draw(model, test, out, seed)
     draw_fields(out)
     console.print(f"Pictures: {', '.join(str(path) for path in sorted(out.glob('pixelcnn_*.png')))}", soft_wrap=True)
@@ -88,6 +91,34 @@ def outliers(model: GatedPixelCNN, test: Split, seed: int) -> Table:
         truth = torch.cat([torch.zeros(len(inside)), torch.ones(len(score))])
         area = roc_auc_score(truth.numpy(), torch.cat([inside, score]).numpy())
         table.add_row(name, f"{score.mean():.3f}", f"{area:.4f}")
+    return table
+
+
+def speed(model: GatedPixelCNN, seed: int, n: int = 64) -> Table:
+    """Seconds for a batch of digits: the loop of the whole net, cached features in eager PyTorch, the native sampler."""
+    labels = torch.arange(n) % CLASSES
+    blank = torch.zeros(n, *model.shape, dtype=torch.int64)
+
+    def cached() -> Tensor:
+        with backends.use("reference"):
+            return model.sample(n, labels, generator=seed)
+
+    ways = {
+        "the net once for every pixel": lambda: naive_sample(model, blank, blank.bool(), labels, seed=seed),
+        "cached features, eager PyTorch": cached,
+        "cached features, native": lambda: model.sample(n, labels, generator=seed),
+    }
+    table = Table(title=f"Sampling {n} digits", title_justify="left")
+    for column in ("how", "seconds", "pixels that differ"):
+        table.add_column(column, justify="left" if column == "how" else "right")
+    first: Tensor | None = None
+    for name, draw in ways.items():
+        draw()  # what is only paid once
+        start = time.perf_counter()
+        x = draw().long()
+        seconds = time.perf_counter() - start
+        first = x if first is None else first
+        table.add_row(name, f"{seconds:.3g}", str(int((x != first).sum())))
     return table
 
 
