@@ -1,9 +1,10 @@
-"""A gated PixelCNN on handwritten digits: likelihood, classes, outliers, samples, completions, what a pixel depends on."""
+"""A gated PixelCNN on handwritten digits: likelihood, classes, outliers, sampling, what a pixel depends on."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -95,7 +96,7 @@ def outliers(model: GatedPixelCNN, test: Split, seed: int) -> Table:
 
 
 def speed(model: GatedPixelCNN, seed: int, n: int = 64) -> Table:
-    """Seconds for a batch of digits: the loop of the whole net, cached features in eager PyTorch, the native sampler."""
+    """Seconds for a batch of digits: the net for every pixel, cached features in eager PyTorch, the native sampler."""
     labels = torch.arange(n) % CLASSES
     blank = torch.zeros(n, *model.shape, dtype=torch.int64)
 
@@ -103,7 +104,7 @@ def speed(model: GatedPixelCNN, seed: int, n: int = 64) -> Table:
         with backends.use("reference"):
             return model.sample(n, labels, generator=seed)
 
-    ways = {
+    ways: dict[str, Callable[[], Tensor]] = {
         "the net once for every pixel": lambda: naive_sample(model, blank, blank.bool(), labels, seed=seed),
         "cached features, eager PyTorch": cached,
         "cached features, native": lambda: model.sample(n, labels, generator=seed),
