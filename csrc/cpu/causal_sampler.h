@@ -51,7 +51,11 @@ template <class T>
 struct Part {
   const T* a;
   int64_t row, depth;
-  bool ends;  // a chain, which is added to the result
+};
+
+// The parts [begin, end) of a sum, one chain, whose weights begin at row `depth` of a panel.
+struct Chain {
+  int64_t begin, end, depth;
 };
 
 template <class T>
@@ -103,15 +107,13 @@ __attribute__((noinline)) void multiply_add(const Part<T>* parts, int64_t count,
         for (int v = 0; v < P * kVectors; ++v) sum[i][v] = at::vec::fmadd(x, columns[v], sum[i][v]);
       }
     }
-    if (!part->ends) continue;
+  }
 #pragma GCC unroll 12
-    for (int i = 0; i < R; ++i) {
+  for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
-      for (int v = 0; v < P * kVectors; ++v) {
-        T* to = c + i * c_row + v * X::size();
-        (X::loadu(to) + sum[i][v]).store(to);
-        sum[i][v] = X(T(0));
-      }
+    for (int v = 0; v < P * kVectors; ++v) {
+      T* to = c + i * c_row + v * X::size();
+      (X::loadu(to) + sum[i][v]).store(to);
     }
   }
 }
@@ -126,21 +128,25 @@ constexpr std::array<Tile<T, W>, sizeof...(R)> tiles_of(std::integer_sequence<in
 template <class T, class W, int P, int kMost>
 constexpr auto kTiles = tiles_of<T, W, P>(std::make_integer_sequence<int, kMost>());
 
-// pre [rows, stride] += the parts' rows times packed weights [panels][depth][kPanel]
+// pre [rows, stride] += the parts' rows times packed weights [panels][depth][kPanel], chain by chain
 template <class T, class W>
-void multiply(const std::vector<Part<T>>& parts, int64_t rows, const W* weights, int64_t depth, int64_t outputs, T* pre,
-              int64_t stride) {
+void multiply(const std::vector<Part<T>>& parts, const std::vector<Chain>& chains, int64_t rows, const W* weights,
+              int64_t depth, int64_t outputs, T* pre, int64_t stride) {
   constexpr int64_t kColumns = kVectors * Vec<T>::size();
-  const int64_t panel = depth * kPanel, panels = (outputs + kPanel - 1) / kPanel, count = int64_t(parts.size());
+  const int64_t panel = depth * kPanel, panels = (outputs + kPanel - 1) / kPanel;
+  const auto add = [&](const auto& by_rows, int64_t first, int64_t n, const W* b, T* c) {
+    for (const Chain& chain : chains) {
+      by_rows[size_t(n - 1)](parts.data() + chain.begin, chain.end - chain.begin, first, b + chain.depth * kPanel,
+                             panel, c, stride);
+    }
+  };
   if constexpr (kColumns == kPanel) {
     // few rows: several panels at once, so that there are sums enough that do not wait for each other
     constexpr int kFew = kRows / 4;
     if (rows <= kFew) {
       int64_t j = 0;
       const auto step = [&](const auto& by_rows, int64_t together) {
-        for (; j + together <= panels; j += together) {
-          by_rows[size_t(rows - 1)](parts.data(), count, 0, weights + j * panel, panel, pre + j * kPanel, stride);
-        }
+        for (; j + together <= panels; j += together) add(by_rows, 0, rows, weights + j * panel, pre + j * kPanel);
       };
       step(kTiles<T, W, 4, kFew>, 4);
       step(kTiles<T, W, 2, kFew>, 2);
@@ -150,10 +156,9 @@ void multiply(const std::vector<Part<T>>& parts, int64_t rows, const W* weights,
   }
   const int64_t cuts = (rows + kRows - 1) / kRows;  // tiles of nearly equal size
   for (int64_t j = 0; j < outputs; j += kColumns) {
-    const W* b = weights + j / kPanel * panel + j % kPanel;
     for (int64_t i = 0; i < cuts; ++i) {
       const int64_t first = rows * i / cuts, n = rows * (i + 1) / cuts - first;
-      kTiles<T, W, 1, kRows>[size_t(n - 1)](parts.data(), count, first, b, panel, pre + first* stride + j, stride);
+      add(kTiles<T, W, 1, kRows>, first, n, weights + j / kPanel * panel + j % kPanel, pre + first * stride + j);
     }
   }
 }
@@ -319,9 +324,9 @@ class Sampler {
     struct Term {
       Line line;
       int64_t depth;
-      bool ends;
     };
     std::vector<Term> terms;
+    std::vector<Chain> chains;
     bool even;  // whether its columns lie side by side in all planes
   };
 
@@ -338,20 +343,21 @@ class Sampler {
     std::vector<InRow> found;
     for (const Stage* s : stages) {
       if (r % s->row_every != s->row_at) continue;
-      InRow at{s, line(s->out, r, 0, 0, s->first), {}, {}, {}, s->column_every == p_.planes[size_t(s->out)].scale};
+      InRow at{s, line(s->out, r, 0, 0, s->first), {}, {}, {}, {}, s->column_every == p_.planes[size_t(s->out)].scale};
       if (s->start >= 0) at.start = line(s->start, r, 0, 0, s->start_first);
       if (s->residual >= 0) at.residual = line(s->residual, r, 0, 0, s->residual_first);
-      int64_t chain = 0;
+      int64_t depth = 0;
       for (const Read& read : s->reads) {
         at.even &= s->column_every == p_.planes[size_t(read.plane)].scale;
         for (int64_t k = 0; k < read.count;) {
-          const int64_t depth = std::min(read.count - k, kChain - chain);
-          chain = (chain + depth) % kChain;
-          at.terms.push_back({line(read.plane, r, read.dy, read.dx, read.first + k), depth, chain == 0});
-          k += depth;
+          if (depth % kChain == 0) at.chains.push_back({int64_t(at.terms.size()), 0, depth});
+          const int64_t n = std::min(read.count - k, kChain - depth % kChain);
+          at.terms.push_back({line(read.plane, r, read.dy, read.dx, read.first + k), n});
+          at.chains.back().end = int64_t(at.terms.size());
+          depth += n;
+          k += n;
         }
       }
-      if (!at.terms.empty()) at.terms.back().ends = true;
       found.push_back(std::move(at));
     }
     return found;
@@ -379,7 +385,7 @@ class Sampler {
     const T* const residual = s.residual < 0 ? nullptr : place(at.residual);
     const T* const bias = s.bias < 0 ? nullptr : static_cast<const T*>(args_.tensors[s.bias]);
     parts_.clear();
-    for (const auto& term : at.terms) parts_.push_back({place(term.line), term.line.site, term.depth, term.ends});
+    for (const auto& term : at.terms) parts_.push_back({place(term.line), term.line.site, term.depth});
     const bool direct = parts_.empty() && !bias && s.condition < 0 && start;  // an activation alone
     for (int64_t site = 0; site < sites; site += kSites) {
       const int64_t some = std::min(kSites, sites - site);
@@ -389,8 +395,8 @@ class Sampler {
         }
       }
       if (!parts_.empty()) {
-        multiply<T, W>(parts_, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs, pre_,
-                       stride);
+        multiply<T, W>(parts_, at.chains, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs,
+                       pre_, stride);
         for (Part<T>& part : parts_) part.a += some * part.row;
       }
       const T* const pre = direct ? start + site * at.start.site : static_cast<const T*>(pre_);
