@@ -76,11 +76,11 @@ PYGEN_INLINE Vec<float> load_weights(const c10::BFloat16* p) {
 #endif
 }
 
-// c [R, ...] += sum over parts of a b, for kVectors vectors of P panels that are `panel` elements apart. a starts at
-// row `first` of each part.
+// c [R, ...] = sum over parts of a b, or has it added, for kVectors vectors of P panels that are `panel` elements
+// apart. a starts at row `first` of each part.
 template <class T, class W, int R, int P>
 __attribute__((noinline)) void multiply_add(const Part<T>* parts, int64_t count, int64_t first, const W* b,
-                                            int64_t panel, T* c, int64_t c_row) {
+                                            int64_t panel, T* c, int64_t c_row, bool add) {
   using X = Vec<T>;
   X sum[R][P * kVectors];
 #pragma GCC unroll 12
@@ -113,13 +113,13 @@ __attribute__((noinline)) void multiply_add(const Part<T>* parts, int64_t count,
 #pragma GCC unroll 8
     for (int v = 0; v < P * kVectors; ++v) {
       T* to = c + i * c_row + v * X::size();
-      (X::loadu(to) + sum[i][v]).store(to);
+      (add ? X::loadu(to) + sum[i][v] : sum[i][v]).store(to);
     }
   }
 }
 
 template <class T, class W>
-using Tile = void (*)(const Part<T>*, int64_t, int64_t, const W*, int64_t, T*, int64_t);
+using Tile = void (*)(const Part<T>*, int64_t, int64_t, const W*, int64_t, T*, int64_t, bool);
 
 template <class T, class W, int P, int... R>
 constexpr std::array<Tile<T, W>, sizeof...(R)> tiles_of(std::integer_sequence<int, R...>) {
@@ -128,7 +128,7 @@ constexpr std::array<Tile<T, W>, sizeof...(R)> tiles_of(std::integer_sequence<in
 template <class T, class W, int P, int kMost>
 constexpr auto kTiles = tiles_of<T, W, P>(std::make_integer_sequence<int, kMost>());
 
-// pre [rows, stride] += the parts' rows times packed weights [panels][depth][kPanel], chain by chain
+// pre [rows, stride] = the parts' rows times packed weights [panels][depth][kPanel], chain by chain
 template <class T, class W>
 void multiply(const std::vector<Part<T>>& parts, const std::vector<Chain>& chains, int64_t rows, const W* weights,
               int64_t depth, int64_t outputs, T* pre, int64_t stride) {
@@ -137,7 +137,7 @@ void multiply(const std::vector<Part<T>>& parts, const std::vector<Chain>& chain
   const auto add = [&](const auto& by_rows, int64_t first, int64_t n, const W* b, T* c) {
     for (const Chain& chain : chains) {
       by_rows[size_t(n - 1)](parts.data() + chain.begin, chain.end - chain.begin, first, b + chain.depth * kPanel,
-                             panel, c, stride);
+                             panel, c, stride, chain.depth > 0);
     }
   };
   if constexpr (kColumns == kPanel) {
@@ -165,46 +165,55 @@ void multiply(const std::vector<Part<T>>& parts, const std::vector<Chain>& chain
 
 // --- what follows a product ------------------------------------------------------------------------------------------
 
-// y = activation(pre) + residual for some sites, in rows that are so far apart
+// What a site's pre-activation is the sum of; null: nothing.
 template <class T>
-void finish_sites(Activation activation, const T* pre, int64_t pre_row, int64_t outputs, const T* residual,
-                  int64_t residual_row, int64_t sites, T* y, int64_t y_row) {
+struct Sum {
+  const T *product, *bias, *condition, *start;
+
+  template <class N>
+  PYGEN_INLINE Vec<T> operator()(int64_t i, N n) const {
+    Vec<T> sum = product ? Vec<T>::loadu(product + i, n) : Vec<T>(T(0));
+    for (const T* term : {bias, condition, start}) {
+      if (term) sum = sum + Vec<T>::loadu(term + i, n);
+    }
+    return sum;
+  }
+};
+
+// y = activation(pre) + residual at a site, with `outputs` columns of pre
+template <class T>
+PYGEN_INLINE void finish(Activation activation, const Sum<T>& pre, int64_t outputs, const T* residual, T* y) {
   using V = Vec<T>;
   const auto each = [&](int64_t channels, const auto& f) __attribute__((always_inline)) {
-    for (int64_t site = 0; site < sites; ++site, pre += pre_row, y += y_row) {
-      for_vectors<T>(channels, [&](int64_t i, auto w) __attribute__((always_inline)) {
-        V v = f(i, w);
-        if (residual) v = v + V::loadu(residual + site * residual_row + i, w);
-        v.store(y + i, w);
-      });
-    }
+    for_vectors<T>(channels, [&](int64_t i, auto n) __attribute__((always_inline)) {
+      V v = f(i, n);
+      if (residual) v = v + V::loadu(residual + i, n);
+      v.store(y + i, n);
+    });
   };
-  const auto in = [&](int64_t i, auto w) __attribute__((always_inline)) { return V::loadu(pre + i, w); };
   const int64_t half = outputs / 2;
   switch (activation) {
     case Activation::kNone:
-      return each(outputs, in);
+      return each(outputs, pre);
     case Activation::kRelu:
-      return each(outputs, [&](int64_t i, auto w) __attribute__((always_inline)) { return relu(in(i, w)); });
+      return each(outputs, [&](int64_t i, auto n) __attribute__((always_inline)) { return relu(pre(i, n)); });
     case Activation::kElu:
-      return each(outputs, [&](int64_t i, auto w) __attribute__((always_inline)) { return elu(in(i, w)); });
+      return each(outputs, [&](int64_t i, auto n) __attribute__((always_inline)) { return elu(pre(i, n)); });
     case Activation::kGate:
-      return each(half, [&](int64_t i, auto w)
-                            __attribute__((always_inline)) { return gate<Gate::kTanh>(in(i, w), in(half + i, w)); });
+      return each(half, [&](int64_t i, auto n)
+                            __attribute__((always_inline)) { return gate<Gate::kTanh>(pre(i, n), pre(half + i, n)); });
     case Activation::kGlu:
-      return each(half, [&](int64_t i, auto w)
-                            __attribute__((always_inline)) { return gate<Gate::kLinear>(in(i, w), in(half + i, w)); });
+      return each(half, [&](int64_t i, auto n) __attribute__((always_inline)) {
+        return gate<Gate::kLinear>(pre(i, n), pre(half + i, n));
+      });
     case Activation::kConcatElu:
-      for (int64_t site = 0; site < sites; ++site, pre += pre_row, y += y_row) {
-        const T* const added = residual ? residual + site * residual_row : nullptr;
-        for_vectors<T>(outputs, [&](int64_t i, auto w) __attribute__((always_inline)) {
-          V first, second;
-          concat_elu(in(i, w), first, second);
-          if (added) first = first + V::loadu(added + i, w), second = second + V::loadu(added + outputs + i, w);
-          first.store(y + i, w);
-          second.store(y + outputs + i, w);
-        });
-      }
+      for_vectors<T>(outputs, [&](int64_t i, auto n) __attribute__((always_inline)) {
+        V first, second;
+        concat_elu(pre(i, n), first, second);
+        if (residual) first = first + V::loadu(residual + i, n), second = second + V::loadu(residual + outputs + i, n);
+        first.store(y + i, n);
+        second.store(y + outputs + i, n);
+      });
   }
 }
 
@@ -386,44 +395,31 @@ class Sampler {
     const T* const bias = s.bias < 0 ? nullptr : static_cast<const T*>(args_.tensors[s.bias]);
     parts_.clear();
     for (const auto& term : at.terms) parts_.push_back({place(term.line), term.line.site, term.depth});
-    const bool direct = parts_.empty() && !bias && s.condition < 0 && start;  // an activation alone
     for (int64_t site = 0; site < sites; site += kSites) {
       const int64_t some = std::min(kSites, sites - site);
-      if (!direct) {
-        for (int64_t k = 0; k < some; ++k) {
-          begin_site(s, r, c, site + k, bias, start ? start + (site + k) * at.start.site : nullptr, pre_ + k * stride);
-        }
-      }
       if (!parts_.empty()) {
         multiply<T, W>(parts_, at.chains, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs,
                        pre_, stride);
         for (Part<T>& part : parts_) part.a += some * part.row;
       }
-      const T* const pre = direct ? start + site * at.start.site : static_cast<const T*>(pre_);
-      finish_sites(s.activates(), pre, direct ? at.start.site : stride, s.outputs,
-                   residual ? residual + site * at.residual.site : nullptr, at.residual.site, some,
-                   y + site * at.out.site, at.out.site);
+      for (int64_t k = 0; k < some; ++k) {
+        const Sum<T> pre{parts_.empty() ? nullptr : pre_ + k * stride, bias, condition(s, r, c, site + k),
+                         start ? start + (site + k) * at.start.site : nullptr};
+        finish(s.activates(), pre, s.outputs, residual ? residual + (site + k) * at.residual.site : nullptr,
+               y + (site + k) * at.out.site);
+      }
     }
   }
 
-  // pre [outputs] = bias + condition + start
-  void begin_site(const Stage& s, int64_t r, int64_t c, int64_t site, const T* bias, const T* start, T* pre) {
-    const T* condition = nullptr;
-    if (s.condition >= 0) {
-      condition = static_cast<const T*>(args_.conditions[s.condition]);
-      int64_t index = first_ + site % count_;
-      if (args_.is_map[s.condition]) {
-        const Plane& out = p_.planes[size_t(s.out)];
-        index = (index * out.height + r / out.scale) * out.width + (c + site / count_ * s.column_every) / out.scale;
-      }
-      condition += index * s.outputs;
+  // [outputs] of a site, or null
+  const T* condition(const Stage& s, int64_t r, int64_t c, int64_t site) const {
+    if (s.condition < 0) return nullptr;
+    int64_t index = first_ + site % count_;
+    if (args_.is_map[s.condition]) {
+      const Plane& out = p_.planes[size_t(s.out)];
+      index = (index * out.height + r / out.scale) * out.width + (c + site / count_ * s.column_every) / out.scale;
     }
-    for_vectors<T>(s.outputs, [&](int64_t j, auto w) __attribute__((always_inline)) {
-      Vec<T> sum = bias ? Vec<T>::loadu(bias + j, w) : Vec<T>(T(0));
-      if (condition) sum = sum + Vec<T>::loadu(condition + j, w);
-      if (start) sum = sum + Vec<T>::loadu(start + j, w);
-      sum.store(pre + j, w);
-    });
+    return static_cast<const T*>(args_.conditions[s.condition]) + index * s.outputs;
   }
 
   // --- what is known
