@@ -73,6 +73,26 @@ template <int N>
 PYGEN_DEVICE void wait_for_all_but() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
+
+// --- tensor cores
+// ------------------------------------------------------------------------------------------------------
+
+// Four 8 x 8 matrices of 16-bit numbers. The lanes 8 i, ..., 8 i + 7 point to the rows of matrix i, of which every lane
+// gets the numbers (2 (lane % 4), lane / 4) and (2 (lane % 4) + 1, lane / 4).
+PYGEN_DEVICE void load_transposed(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+// sum [16][8] += a [16][16] b [16][8] of bfloat16, as PTX distributes them over the lanes for mma.m16n8k16
+PYGEN_DEVICE void multiply_tile(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};\n"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 #endif
 
 // --- the lanes of a warp together; all of them get the result --------------------------------------------------------

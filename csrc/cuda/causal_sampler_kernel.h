@@ -14,6 +14,7 @@
 #include "causal_sampler_device.h"
 #include "causal_sampler_draw.h"
 #include "causal_sampler_layout.h"
+#include "causal_sampler_multiply.h"
 #include "common/pixel_program.h"
 
 namespace pygen {
@@ -98,15 +99,8 @@ class Sampler {
   }
 
  private:
-  // Of the depth, as many places as a warp's copy of a stretch of 32 columns holds; and what inputs of a pixel fit.
-  static constexpr int kStretch = kSlotBytes / (32 * int(sizeof(W)));
-  static constexpr int kInputDepth = kInputs / (kImages * int(sizeof(T)));
-  static_assert(kInputDepth % (kStretch * kWarps) == 0);
-  // Of a tile of a row: the depth of a buffer; a row of inputs is longer than its sites, against conflicts of banks.
-  static constexpr int kRowDepth = 64 / int(sizeof(T)), kInputRow = kSites + 16 / int(sizeof(T));
-  static constexpr int kRowInputs = kRowDepth * kInputRow * int(sizeof(T));
-  static constexpr int kRowBuffer = kRowInputs + kRowDepth * kRowColumns * int(sizeof(W)), kRowBuffers = 3;
-  static_assert(kRowBuffers * kRowBuffer <= kRing + kInputs);
+  using M = Multiplier<T, W>;
+  using B = Buffers<T, W>;
   static constexpr int kChain = 256;  // terms of one sum: of more, the rounding shows
 
   PYGEN_DEVICE static bool meets(int i, int every, int at) { return every == 1 || i % every == at; }
@@ -118,9 +112,11 @@ class Sampler {
   }
   PYGEN_DEVICE T* inputs() const { return reinterpret_cast<T*>(shared_memory + kRing); }
   PYGEN_DEVICE T* partial() const { return reinterpret_cast<T*>(shared_memory + kRing + kInputs); }
-  PYGEN_DEVICE T* row_inputs(int i) const { return reinterpret_cast<T*>(shared_memory + i % kRowBuffers * kRowBuffer); }
+  PYGEN_DEVICE T* row_inputs(int i) const {
+    return reinterpret_cast<T*>(shared_memory + i % B::kRowBuffers * B::kRowBuffer);
+  }
   PYGEN_DEVICE W* row_weights(int i) const {
-    return reinterpret_cast<W*>(shared_memory + i % kRowBuffers * kRowBuffer + kRowInputs);
+    return reinterpret_cast<W*>(shared_memory + i % B::kRowBuffers * B::kRowBuffer + B::kRowInputs);
   }
   PYGEN_DEVICE T* row_pre() const { return reinterpret_cast<T*>(global_ + a_.pre_offset); }
   PYGEN_DEVICE T* pixel_pre() const {
@@ -205,7 +201,7 @@ class Sampler {
     h.slices = kWarps / h.together;
     h.panel = block * h.together + warp_ % h.together;
     h.slice = warp_ / h.together;
-    const int all = (s.depth + kStretch - 1) / kStretch;
+    const int all = (s.depth + B::kStretch - 1) / B::kStretch;
     h.stretches = h.panel < h.panels && h.slice < all ? (all - h.slice + h.slices - 1) / h.slices : 0;
     return h;
   }
@@ -213,12 +209,13 @@ class Sampler {
   PYGEN_DEVICE void copy_weights(const Stage& s, const Share& h, int i) const {
     constexpr int kRow = 32 * int(sizeof(W));  // bytes
     if (i < h.stretches) {
-      const int depth = (h.slice + i * h.slices) * kStretch;
+      const int depth = (h.slice + i * h.slices) * B::kStretch;
       const char* panel = static_cast<const char*>(s.weight) + int64_t(h.panel) * s.depth * kRow;
 #pragma unroll
       for (int at = lane_ * 16; at < kSlotBytes; at += 32 * 16) {
         const bool some = depth + at / kRow < s.depth;
-        copy_quad(reinterpret_cast<char*>(slot(i)) + at, some ? panel + int64_t(depth) * kRow + at : panel, some);
+        copy_quad(reinterpret_cast<char*>(slot(i)) + M::place(at), some ? panel + int64_t(depth) * kRow + at : panel,
+                  some);
       }
     }
     commit();
@@ -234,8 +231,8 @@ class Sampler {
 
   // inputs [image][depth], of so many from `begin` on of all that the stage reads; zeros up to a whole stretch
   PYGEN_DEVICE void gather(const Stage& s, int r, int c, int begin) const {
-    T* const to = inputs() + warp_ * kInputDepth;
-    const int most = s.depth - begin < kInputDepth ? s.depth - begin : kInputDepth;
+    T* const to = inputs() + warp_ * B::kInputRow;
+    const int most = s.depth - begin < B::kInputDepth ? s.depth - begin : B::kInputDepth;
     int at = -begin;
     for (int i = 0; i < s.reads && at < most; ++i) {
       const Read& read = a_.reads[s.first_read + i];
@@ -246,54 +243,40 @@ class Sampler {
       }
       at += read.count;
     }
-    const int whole = (most + kStretch - 1) / kStretch * kStretch;
+    const int whole = (most + B::kStretch - 1) / B::kStretch * B::kStretch;
     for (int k = most + lane_; k < whole; k += 32) to[k] = T(0);
-  }
-
-  PYGEN_DEVICE void multiply_stretch(const W* weights, const T* x, T (&sum)[kImages]) const {
-    constexpr int kCount = Quad<T>::kCount;
-#pragma unroll
-    for (int k = 0; k < kStretch; k += kCount) {
-      T w[kCount];
-#pragma unroll
-      for (int v = 0; v < kCount; ++v) w[v] = widen(weights[(k + v) * 32 + lane_]);
-#pragma unroll
-      for (int image = 0; image < kImages; ++image) {
-        const Quad<T> own = load_quad(x + image * kInputDepth + k);
-#pragma unroll
-        for (int v = 0; v < kCount; ++v) sum[image] = multiply_add(own.v[v], w[v], sum[image]);
-      }
-    }
   }
 
   // Partial sums of a block of columns. Has the weights of what follows on their way when it ends.
   PYGEN_DEVICE void multiply_pixel(const Stage& s, int block, bool gathered, int r, int c, const Stage* then,
                                    int then_block) const {
     const Share h = share(s, block);
-    T total[kImages] = {};
+    T total[kPixelSums] = {};
     int i = 0;
-    for (int begin = 0; begin < s.depth; begin += kInputDepth) {
+    for (int begin = 0; begin < s.depth; begin += B::kInputDepth) {
       if (!gathered) {
         if (begin) __syncthreads();
         gather(s, r, c, begin);
         __syncthreads();
       }
-      T sum[kImages] = {};
+      T sum[kPixelSums] = {};
       for (; i < h.stretches; ++i) {
-        const int depth = (h.slice + i * h.slices) * kStretch - begin;
-        if (depth >= kInputDepth) break;
+        const int depth = (h.slice + i * h.slices) * B::kStretch - begin;
+        if (depth >= B::kInputDepth) break;
         wait_for_all_but<kSlots - 2>();
         __syncwarp();
-        multiply_stretch(slot(i), inputs() + depth, sum);
+        M::pixel(slot(i), inputs() + depth, lane_, sum);
         copy_weights(s, h, i + kSlots - 1);
       }
 #pragma unroll
-      for (int image = 0; image < kImages; ++image) total[image] += sum[image];
+      for (int e = 0; e < kPixelSums; ++e) total[e] += sum[e];
     }
     if (then) expect(*then, then_block);
     if (h.panel < h.panels) {
 #pragma unroll
-      for (int image = 0; image < kImages; ++image) partial()[(warp_ * kImages + image) * 32 + lane_] = total[image];
+      for (int e = 0; e < kPixelSums; ++e) {
+        partial()[(warp_ * kImages + M::pixel_image(e, lane_)) * 32 + M::pixel_column(e, lane_)] = total[e];
+      }
     }
   }
 
@@ -306,7 +289,7 @@ class Sampler {
       const int columns = h.together * 32, blocks = (h.panels + h.together - 1) / h.together;
       for (int block = 0; block < blocks; ++block) {
         const bool last = block + 1 == blocks;
-        multiply_pixel(s, block, block && s.depth <= kInputDepth, r, c, last ? then : &s, last ? 0 : block + 1);
+        multiply_pixel(s, block, block && s.depth <= B::kInputDepth, r, c, last ? then : &s, last ? 0 : block + 1);
         __syncthreads();
         for (int e = thread_; e < columns * kImages; e += kThreads) {
           const int image = e / columns, column = e % columns, j = block * columns + column;
@@ -336,7 +319,7 @@ class Sampler {
   };
   PYGEN_DEVICE void advance(const Stage& s, Cursor& at) const {
     const int count = a_.reads[s.first_read + at.read].count;
-    const int n = count - at.first < kRowDepth ? count - at.first : kRowDepth;
+    const int n = count - at.first < B::kRowDepth ? count - at.first : B::kRowDepth;
     at.depth += n, at.first += n;
     if (at.first == count) at.first = 0, ++at.read;
   }
@@ -346,17 +329,17 @@ class Sampler {
       const Read& read = a_.reads[s.first_read + at.read];
       const int n = read.count - at.first;
       const int thread = thread_read_again();
-      const int site = thread / 4, k = thread % 4 * (kRowDepth / 4), column = site / kImages;
+      const int site = thread / 4, k = thread % 4 * (B::kRowDepth / 4), column = site / kImages;
       const bool there = column < some;
       const T* from = place(read.plane, r, c + (there ? column : 0) * s.column_every, read.dy, read.dx) +
                       site % kImages * int64_t(a_.planes[read.plane].channels) + read.first + at.first;
       T* const to = row_inputs(i) + site;
 #pragma unroll
-      for (int v = 0; v < kRowDepth / 4; ++v) {
+      for (int v = 0; v < B::kRowDepth / 4; ++v) {
         const bool found = there && k + v < n;
-        copy_one(to + (k + v) * kInputRow, found ? from + k + v : from, found);
+        copy_one(to + (k + v) * B::kSiteRow, found ? from + k + v : from, found);
       }
-      constexpr int kRow = 32 * int(sizeof(W)), kBytes = kRowDepth * kRow;  // of a panel
+      constexpr int kRow = 32 * int(sizeof(W)), kBytes = B::kRowDepth * kRow;  // of a panel
       const int panels = (s.outputs + kPanel - 1) / kPanel;
 #pragma unroll
       for (int b = thread * 16; b < 4 * kBytes; b += kThreads * 16) {
@@ -364,71 +347,50 @@ class Sampler {
         const bool found = own < panels && within / kRow < n;
         const char* weights = static_cast<const char*>(s.weight);
         if (found) weights += (int64_t(own) * s.depth + at.depth) * kRow + within;
-        copy_quad(reinterpret_cast<char*>(row_weights(i)) + b, weights, found);
+        copy_quad(reinterpret_cast<char*>(row_weights(i)) + M::place(b), weights, found);
       }
     }
     commit();
   }
 
-  // sum [image][4 columns] of a thread, whose warp has a place and whose lanes have columns
-  PYGEN_DEVICE void multiply_buffer(int i, int n, T (&sum)[kImages][4]) const {
-    const T* x = row_inputs(i) + warp_ * kImages;
-    const W* w = row_weights(i) + lane_ / 8 * (kRowDepth * 32) + lane_ % 8 * 4;
-#pragma unroll 2
-    for (int k = 0; k < n; ++k, x += kInputRow, w += 32) {
-      T columns[4], own[kImages];
-#pragma unroll
-      for (int v = 0; v < 4; ++v) columns[v] = widen(w[v]);
-#pragma unroll
-      for (int image = 0; image < kImages; ++image) own[image] = x[image];
-#pragma unroll
-      for (int image = 0; image < kImages; ++image) {
-#pragma unroll
-        for (int v = 0; v < 4; ++v) sum[image][v] = multiply_add(own[image], columns[v], sum[image][v]);
-      }
-    }
-  }
-
   // pre [site][outputs] of the columns of four panels
   PYGEN_DEVICE void multiply_row(const Stage& s, int panel, int r, int c, int some) const {
-    T sum[kImages][4] = {};
-    const int own = c + warp_ * s.column_every, j = panel * kPanel + lane_ * 4;
+    T sum[kRowSums] = {};
+    const int own = c + warp_ * s.column_every;
     const T* const start = warp_ < some ? start_of(s, r, own) : nullptr;
-    T* const pre = row_pre() + int64_t(warp_ * kImages) * a_.widest + j;  // of the thread alone
-    if (warp_ < some) {
+    T* const pre = row_pre() + int64_t(warp_ * kImages) * a_.widest + panel * kPanel;
+    const int columns = warp_ < some ? s.outputs - panel * kPanel : 0;
+    int lane = thread_read_again() % 32;
 #pragma unroll 1
-      for (int e = 0; e < kImages * 4; ++e) {
-        const int image = e / 4, v = e % 4;
-        if (j + v < s.outputs) pre[int64_t(image) * a_.widest + v] = begin(s, start, r, own, image, j + v);
-      }
+    for (int e = 0; e < kRowSums; ++e) {
+      const int image = M::row_image(e, lane), j = M::row_column(e, lane);
+      if (j < columns) pre[int64_t(image) * a_.widest + j] = begin(s, start, r, own, image, panel * kPanel + j);
     }
     const auto put = [&] {
-      if (warp_ < some) {
+      lane = thread_read_again() % 32;
 #pragma unroll
-        for (int image = 0; image < kImages; ++image) {
-#pragma unroll
-          for (int v = 0; v < 4; ++v) {
-            if (j + v < s.outputs) pre[int64_t(image) * a_.widest + v] += sum[image][v];
-            sum[image][v] = T(0);
-          }
-        }
+      for (int e = 0; e < kRowSums; ++e) {
+        const int image = M::row_image(e, lane), j = M::row_column(e, lane);
+        if (j < columns) pre[int64_t(image) * a_.widest + j] += sum[e];
+        sum[e] = T(0);
       }
     };
     Cursor at{0, 0, 0}, ahead = at;
     __syncthreads();
-    for (int i = 0; i < kRowBuffers - 1; ++i) {
+    for (int i = 0; i < B::kRowBuffers - 1; ++i) {
       copy_stretch(s, ahead, panel, r, c, some, i);
       if (ahead.read < s.reads) advance(s, ahead);
     }
     for (int i = 0, chain = 0; at.read < s.reads; ++i) {
-      wait_for_all_but<kRowBuffers - 2>();
+      wait_for_all_but<B::kRowBuffers - 2>();
       __syncthreads();
       const int before = at.depth;
       advance(s, at);
-      multiply_buffer(i, at.depth - before, sum);
-      copy_stretch(s, ahead, panel, r, c, some, i + kRowBuffers - 1);
+      const int thread = thread_read_again();
+      M::row(row_weights(i), row_inputs(i) + thread / 32 * kImages, at.depth - before, thread % 32, sum);
+      copy_stretch(s, ahead, panel, r, c, some, i + B::kRowBuffers - 1);
       if (ahead.read < s.reads) advance(s, ahead);
-      if ((chain += kRowDepth) == kChain) put(), chain = 0;
+      if ((chain += B::kRowDepth) == kChain) put(), chain = 0;
     }
     put();
   }

@@ -10,9 +10,10 @@ namespace cuda_sampler {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 static_assert(kWarps == kImages);  // where an image's numbers are walked, a warp walks them
 
-constexpr int kSlots = 4, kSlotBytes = 1024;  // of a warp's weights that are on their way; see `Weights`
+constexpr int kSlots = 4, kSlotBytes = 1024;  // of a warp's weights that are on their way
 constexpr int kRing = kWarps * kSlots * kSlotBytes;
-constexpr int kInputs = 16384;     // bytes of what a stage reads
+constexpr int kInputDepthBytes = 2048, kInputRowBytes = kInputDepthBytes + 32;  // of what a stage of a pixel reads
+constexpr int kInputs = kImages * kInputRowBytes;
 constexpr int kLimit = 96 * 1024;  // of all GPUs since sm_80, sm_86 has least: 99 KB
 constexpr int kTile = 8;           // places of a row, for all images
 constexpr int kSites = kTile * kImages;

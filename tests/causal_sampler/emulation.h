@@ -14,6 +14,8 @@
 #include <random>
 #include <vector>
 
+#include "common/philox.h"
+
 #define __global__
 #define __device__
 #define __shared__
@@ -130,11 +132,17 @@ inline void run(unsigned index, unsigned blocks, unsigned order, const std::func
   }
 }
 
+// What the lanes of the warp hand over, until they meet again.
 template <class T>
-T exchange(T value, int from) {
+const uint64_t* publish(T value) {
   static_assert(sizeof(T) <= 8);
   std::memcpy(&block->exchanged[block->current], &value, sizeof(T));
   wait(of_warp());
+  return block->exchanged + block->current / 32 * 32;
+}
+template <class T>
+T exchange(T value, int from) {
+  publish(value);
   std::memcpy(&value, &block->exchanged[from], sizeof(T));
   wait(of_warp());
   return value;
@@ -188,6 +196,40 @@ void wait_for_all_but() {
   for (; batches.size() > N; batches.pop_front()) {
     for (const auto& copy : batches.front()) copy.make();
   }
+}
+
+// What PTX says of ldmatrix (m8n8.x4.trans) and of mma (m16n8k16).
+inline void load_transposed(uint32_t (&to)[4], const void* row) {
+  const auto* const rows = emulation::publish(row);
+  const int lane = emulation::block->current % 32;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    uint16_t pair[2];
+    for (int i = 0; i < 2; ++i) {
+      const char* from;
+      std::memcpy(&from, &rows[matrix * 8 + lane % 4 * 2 + i], sizeof(from));
+      std::memcpy(&pair[i], from + lane / 4 * 2, 2);
+    }
+    to[matrix] = pair[0] | uint32_t(pair[1]) << 16;
+  }
+  __syncwarp();
+}
+inline float of_pair(uint32_t pair, int i) { return pygen::philox::as_float(i ? pair & 0xffff0000u : pair << 16); }
+inline void multiply_tile(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static uint32_t all[emulation::kThreads][6];
+  std::copy_n(a, 4, all[emulation::block->current]);
+  std::copy_n(b, 2, all[emulation::block->current] + 4);
+  __syncwarp();
+  const auto* const lanes = all + emulation::block->current / 32 * 32;
+  const int lane = emulation::block->current % 32;
+  for (int e = 0; e < 4; ++e) {
+    const int m = lane / 4 + e / 2 * 8, n = lane % 4 * 2 + e % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int of_k = k % 8 / 2;
+      const float x = of_pair(lanes[m % 8 * 4 + of_k][m / 8 + k / 8 * 2], k % 2);
+      sum[e] += x * of_pair(lanes[n * 4 + of_k][4 + k / 8], k % 2);
+    }
+  }
+  __syncwarp();
 }
 
 }  // namespace
