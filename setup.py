@@ -54,7 +54,7 @@ CXX_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-maybe-uninitialized",  # false alarms in the AVX-512 header of GCC 12
 ]
-NVCC_FLAGS = ["-O3"]
+NVCC_FLAGS = ["-O3", "--fmad=false"]  # the bits of the CPU's random stream; products call fma
 
 # Without TORCH_CUDA_ARCH_LIST: machine code for each of these that nvcc knows (since the version beside it), and PTX.
 CUDA_ARCHS = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8), "12.0": (12, 8)}

@@ -145,7 +145,7 @@ class Program:
         return -(-self.height // scale), -(-self.width // scale)
 
     def encode(self) -> Tensor:
-        """The program as integers, int64."""
+        """The program as integers, int64, on the CPU whatever the default device."""
         words = [
             _VERSION, self.height, self.width, self.channels, self.levels, self.groups, HEADS.index(self.head),
             self.mixtures, LAYOUTS.index(self.layout), self.output, self.tensors, self.conditions, len(self.planes),
@@ -158,7 +158,7 @@ class Program:
             words.append(len(stage.reads))
             for read in stage.reads:
                 words += astuple(read)
-        return torch.tensor(words)
+        return torch.tensor(words, device="cpu")
 
     @classmethod
     def decode(cls, words: Tensor) -> Program:

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <exception>
 #include <mutex>
 #include <string_view>
@@ -14,8 +13,8 @@
 #include <tuple>
 
 #include "causal_sampler_args.h"
+#include "causal_sampler_glue.h"
 #include "glue.h"
-#include "options.h"
 #include "place.h"
 #include "table.h"
 
@@ -28,65 +27,9 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// SamplerOptions of pygen/ops/causal_sampler.py
-struct SamplerOptions {
-  bool ok = true;
-  double temperature = 1, top_p = 1;
-  int64_t top_k = 0;
-  bool log_prob = false;
-
-  bool set(std::string_view name, OptionValue value) {
-    if (name == "temperature") return temperature = value, true;
-    if (name == "top_k") return top_k = value, true;
-    if (name == "top_p") return top_p = value, true;
-    if (name == "log_prob") return log_prob = value, true;
-    return false;
-  }
-};
-
 constexpr int64_t kImages = 16;  // side by side: enough for full tiles, and few enough for the second-level cache
 
-at::ScalarType arithmetic(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
-
 // --- what is admitted ------------------------------------------------------------------------------------------------
-
-// The conditions of Program.check_tensors in pygen/program.py; dense tensors to `pointers` and `kept`.
-bool take(const program::Program& p, at::TensorList tensors, at::TensorList conditions, int64_t batch,
-          at::ScalarType type, std::vector<Tensor>& kept, std::vector<const void*>& weights,
-          std::vector<const void*>& given, std::vector<char>& is_map) {
-  if (int64_t(tensors.size()) != p.tensors || int64_t(conditions.size()) != p.conditions) return false;
-  weights.resize(tensors.size());
-  given.resize(conditions.size());
-  is_map.resize(conditions.size());
-  const auto dense = [&](const Tensor& t, at::ScalarType wanted, const std::vector<int64_t>& sizes) {
-    if (!t.is_cpu() || t.scalar_type() != wanted || t.sizes() != at::IntArrayRef(sizes)) return false;
-    kept.push_back(t.contiguous());
-    return true;
-  };
-  const auto wide = arithmetic(type);
-  for (const auto& s : p.stages) {
-    if (s.weight >= 0) {
-      if (!dense(tensors[size_t(s.weight)], type, {s.panels(), s.depth(), program::kPanel})) return false;
-      weights[size_t(s.weight)] = kept.back().const_data_ptr();
-    }
-    if (s.bias >= 0) {
-      if (!dense(tensors[size_t(s.bias)], wide, {s.outputs})) return false;
-      weights[size_t(s.bias)] = kept.back().const_data_ptr();
-    }
-    if (s.condition >= 0) {
-      const Tensor& t = conditions[size_t(s.condition)];
-      const auto& out = p.planes[size_t(s.out)];
-      const bool map = t.dim() == 4;
-      if (map ? !dense(t, wide, {batch, out.height, out.width, s.outputs}) : !dense(t, wide, {batch, s.outputs})) {
-        return false;
-      }
-      given[size_t(s.condition)] = kept.back().const_data_ptr();
-      is_map[size_t(s.condition)] = char(map);
-    }
-  }
-  const auto set = [](const void* p) { return p != nullptr; };
-  return std::all_of(weights.begin(), weights.end(), set) && std::all_of(given.begin(), given.end(), set);
-}
 
 // Whether levels are in range where they are known, and channels that are drawn together known together.
 bool admits_known(const program::Program& p, const int64_t* x, const bool* known, int64_t batch) {
@@ -143,7 +86,7 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
     return refuse("pygen::causal_sampler", &causal_sampler, x, known, noise, words, tensors, conditions, ids, seed,
                   first_sample, step, offset, options);
   };
-  if (!o.ok || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1) return refused();
+  if (!o.admitted() || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1) return refused();
   const Tensor numbers = words.contiguous();
   const auto p = program::decode(numbers.const_data_ptr<int64_t>(), numbers.numel());
   if (!p || !x.is_cpu() || x.scalar_type() != at::kLong || !known.is_cpu() || known.scalar_type() != at::kBool) {
@@ -162,13 +105,8 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
     return refused();
   }
   Place place(ids, first_sample, step, offset, noise_size);
-  std::vector<Tensor> kept;
-  std::vector<const void*> weights, given;
-  std::vector<char> is_map;
-  if (!place.ok || !(o.temperature >= 0) || !std::isfinite(o.temperature) || o.top_k < 0 || !(o.top_p > 0) ||
-      o.top_p > 1 || !take(*p, tensors, conditions, batch, type, kept, weights, given, is_map)) {
-    return refused();
-  }
+  SamplerTensors taken;
+  if (!place.ok || !taken.take(*p, tensors, conditions, batch, type, at::kCPU)) return refused();
   Tensor out = empty(size, at::kLong);
   out.copy_(x);
   const Tensor dense = known.contiguous(), u = noise ? noise->to(at::kDouble).contiguous() : Tensor();
@@ -180,8 +118,8 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   Progress progress(batch * p->height);
   SamplerArgs a{};
   a.program = &*p;
-  a.tensors = weights.data(), a.conditions = given.data();
-  a.is_map = reinterpret_cast<const bool*>(is_map.data());
+  a.tensors = taken.weights.data(), a.conditions = taken.conditions.data();
+  a.is_map = reinterpret_cast<const bool*>(taken.is_map.data());
   a.x = out.mutable_data_ptr<int64_t>();
   a.known = dense.const_data_ptr<bool>();
   a.noise = noise ? u.const_data_ptr<double>() : nullptr;

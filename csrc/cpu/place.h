@@ -16,8 +16,9 @@ using Seed = std::optional<int64_t>;
 // The conditions of `check_stream` in pygen/ops/random.py, without the messages; and the place in the stream.
 class Place {
  public:
-  Place(const at::Tensor& ids, int64_t first_sample, int64_t step, int64_t offset, at::IntArrayRef size) {
-    if (size.empty() || !ids.is_cpu() || ids.dim() != 1 || ids.scalar_type() != at::kLong) return;
+  Place(const at::Tensor& ids, int64_t first_sample, int64_t step, int64_t offset, at::IntArrayRef size,
+        at::Device device = at::kCPU) {
+    if (size.empty() || ids.device() != device || ids.dim() != 1 || ids.scalar_type() != at::kLong) return;
     int64_t row = 1;
     for (size_t d = 0; d < size.size(); ++d) {
       if (size[d] < 0) return;

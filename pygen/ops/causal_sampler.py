@@ -27,7 +27,7 @@ _WEIGHTS = (torch.float32, torch.float64, torch.bfloat16)
 
 @dataclass(frozen=True)
 class SamplerOptions(Options):
-    """Options of `causal_sampler` that are no tensors; csrc/cpu/causal_sampler.cpp reads the same."""
+    """Options of `causal_sampler` that are no tensors; csrc/cpu/causal_sampler_glue.h reads the same."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -177,7 +177,7 @@ define(
     fake=_fake,
     check=_check_shapes,
     options=SamplerOptions,
-    cuda=None,
+    cuda="cuda",
     draws=True,
 )
 

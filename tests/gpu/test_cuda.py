@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 import pygen
 from pygen import backends
+from tests.causal_sampler.models import MODELS, STORAGE, Sampling, sampling
 from tests.contract.params import SPECS, few
 from tests.harness import checks
 from tests.harness.calls import (
@@ -192,6 +193,93 @@ def test_on_the_second_device(spec, sample):
         ours = everything(spec, build(spec, sample, F32, device="cuda:1"))
     assert {t.device.index for t in ours.values()} == {1}
     assert_same_bits({k: t.to("cuda:0") for k, t in ours.items()}, expected, "on the second device")
+
+
+# --- cached sampling -------------------------------------------------------------------------------------------------
+
+SAMPLED = pytest.mark.skipif(
+    backends.explain("causal_sampler", "cuda").backend != "native", reason="there is no CUDA C++ kernel"
+)
+
+
+def sampled(model: Sampling, first: int = 0, batch: int = 20, known: bool = False) -> tuple[Tensor, Tensor]:
+    x, mask = model.unknown(batch)
+    if known:
+        mask[:, :, 0] = True
+        mask[batch // 2] = True
+    levels, log_prob = pygen.ops.causal_sampler(
+        model.program, model.tensors, x, mask, model.conditions, log_prob=True, generator=3, first_sample=first
+    )
+    assert log_prob is not None
+    return levels, log_prob
+
+
+@SAMPLED
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", [*MODELS, "deep"])
+def test_draws_what_the_reference_draws(name, known):
+    model = sampling(name, torch.float64, 20, "cuda")
+    ours = sampled(model, known=known)
+    with backends.use("reference"):
+        expected = sampled(model, known=known)
+    assert torch.equal(ours[0], expected[0])
+    torch.testing.assert_close(ours[1], expected[1], rtol=1e-9, atol=1e-9)
+
+
+@SAMPLED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [*MODELS, "deep"])
+def test_draws_nearly_what_the_reference_draws(name, dtype):
+    """A draw next to a boundary of the distribution function may fall on its other side: then the image differs."""
+    model = sampling(name, dtype, 20, "cuda")
+    ours = sampled(model)
+    with backends.use("reference"):
+        expected = sampled(model)
+    same = (ours[0] == expected[0]).flatten(1).all(1)
+    assert same.double().mean() >= 0.8
+    torch.testing.assert_close(ours[1][same], expected[1][same], rtol=1e-4, atol=1e-4)
+
+
+@SAMPLED
+@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+def test_same_images_in_any_batch(dtype):
+    model = sampling("gated-wide", dtype, 20, "cuda")
+    whole = sampled(model)
+    for i in (0, 11, 19):
+        alone = sampled(model.of(slice(i, i + 1)), first=i, batch=1)
+        assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone, whole, strict=True))
+
+
+@SAMPLED
+@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+def test_more_images_than_run_at_once(dtype):
+    """Blocks take turns: with a batch for each of 2 x 8 images on more processors than there are."""
+    model = sampling("gated", dtype, 20, "cuda")
+    batch = 16 * torch.cuda.get_device_properties(0).multi_processor_count + 100
+    many = sampled(model, batch=batch)
+    last = sampled(model, first=batch - 20)
+    assert all(torch.equal(a[-20:], b) for a, b in zip(many, last, strict=True))
+
+
+@SAMPLED
+@pytest.mark.parametrize("name", ["gated", "plus-plus-rgb"])
+def test_sampling_is_captured_and_the_host_does_not_wait(name):
+    model = sampling(name, torch.float32, 20, "cuda")
+    expected = sampled(model)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = sampled(model)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = sampled(model)
+    for t in captured:
+        t.zero_()
+    for _ in range(2):
+        graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
 # --- torch -----------------------------------------------------------------------------------------------------------
