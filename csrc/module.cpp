@@ -13,7 +13,7 @@
 
 namespace pygen {
 const Table* table = nullptr;
-extern thread_local PyObject* sampler_progress;  // in cpu/causal_sampler.cpp
+thread_local PyObject* progress = nullptr;  // a function of the rows done and of all; null: none
 
 namespace {
 
@@ -110,10 +110,10 @@ PyObject* quick(PyObject*, PyObject* args) {
 
 // --- progress --------------------------------------------------------------------------------------------------------
 
-PyObject* report_to(PyObject*, PyObject* progress) {
-  PyObject* previous = sampler_progress;
-  sampler_progress = progress == Py_None ? nullptr : progress;
-  Py_XINCREF(sampler_progress);
+PyObject* report_to(PyObject*, PyObject* given) {
+  PyObject* previous = progress;
+  progress = given == Py_None ? nullptr : given;
+  Py_XINCREF(progress);
   Py_XDECREF(previous);
   Py_RETURN_NONE;
 }

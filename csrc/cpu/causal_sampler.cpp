@@ -20,7 +20,7 @@
 
 namespace pygen {
 
-thread_local PyObject* sampler_progress = nullptr;  // a function of the rows done and their number, or null
+extern thread_local PyObject* progress;  // in module.cpp
 
 namespace {
 
@@ -46,7 +46,7 @@ bool admits_known(const program::Program& p, const int64_t* x, const bool* known
 
 // Counts rows from any thread. The one that made it looks for signals, and reports, as Python's.
 struct Progress {
-  explicit Progress(int64_t rows) : total(rows), report(sampler_progress) {}
+  explicit Progress(int64_t rows) : total(rows), report(pygen::progress) {}
 
   bool tick(int64_t rows) {
     done += rows;
