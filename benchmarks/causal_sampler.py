@@ -106,7 +106,7 @@ def loop(model: Autoregressive, eager_of: type[Eager], levels: Tensor, by_rows: 
     Raises ValueError unless its likelihood of some images is the model's."""
 
     def form(crop: bool, last: bool) -> Function:
-        net = eager_of(model, crop, last).eval()
+        net = eager_of(model, crop, last, fixed=True).eval()
         loss, wanted = net(levels), model(levels)
         if not torch.allclose(loss, wanted, rtol=1e-4):
             raise ValueError(f"expected the model's likelihood {wanted.item()}, got {loss.item()}")

@@ -26,9 +26,11 @@ from .logistic_mixture import exact, likelihood
 # --- eager: convolutions ----------------------------------------------------------------------------------------------
 
 
-def conv(layer: MaskedConv2d, x: Tensor, crop: bool, output_size: tuple[int, int] | None = None) -> Tensor:
-    """The layer's convolution with its bias. crop: with the smallest kernel, else one about the pixel."""
-    stride, dilation = layer.options.get("stride", 1), layer.options.get("dilation", 1)
+Kernel = tuple[Tensor, tuple[int, int, int, int]]  # and how far it reaches: top, bottom, left, right
+
+
+def kernel_of(layer: MaskedConv2d, crop: bool) -> Kernel:
+    """The layer's dense kernel. crop: the smallest one, else one about the pixel."""
     transposed = layer.options.get("transposed", False)
     sign = -1 if transposed else 1
     taps = [(sign * dy, sign * dx) for dy, dx in layer.taps]
@@ -41,12 +43,19 @@ def conv(layer: MaskedConv2d, x: Tensor, crop: bool, output_size: tuple[int, int
         options = layer.options
         live = channel_links(
             *layer.weight.shape[1:], options["channel_mask"], channel_groups=options["channel_groups"],
-            gated=options["activation"] == "gate", device=x.device,
+            gated=options["activation"] == "gate", device=dense.device,
         )  # fmt: skip
         mask = dense.new_ones(dense.shape)
         mask[:, :, -top, -left] = live.T.to(dense)
         dense = dense * mask
-    if transposed:
+    return dense, (top, bottom, left, right)
+
+
+def conv(layer: MaskedConv2d, kernel: Kernel, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
+    """The layer's convolution with its bias."""
+    stride, dilation = layer.options.get("stride", 1), layer.options.get("dilation", 1)
+    dense, (top, bottom, left, right) = kernel
+    if layer.options.get("transposed", False):
         height, width = output_size or (stride * x.shape[2], stride * x.shape[3])
         y = F.conv_transpose2d(x, dense.transpose(0, 1), layer.bias, stride)
         return y[:, :, -top : height - top, -left : width - left]
@@ -69,16 +78,21 @@ def concat_elu(x: Tensor) -> Tensor:
 
 
 class Eager(nn.Module):
-    """A pygen model's parameters in a forward pass of plain PyTorch."""
+    """A pygen model's parameters in a forward pass of plain PyTorch. fixed: they do not change any more."""
 
-    def __init__(self, model: Autoregressive, crop: bool, last: bool) -> None:
+    def __init__(self, model: Autoregressive, crop: bool, last: bool, *, fixed: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.kernels: dict[nn.Module, Kernel] | None = {} if fixed else None
         self.crop, self.format = crop, torch.channels_last if last else torch.contiguous_format
 
     def conv(self, layer: nn.Module, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
         assert isinstance(layer, MaskedConv2d)
-        return conv(layer, x, self.crop, output_size)
+        if self.kernels is None:
+            return conv(layer, kernel_of(layer, self.crop), x, output_size)
+        if layer not in self.kernels:
+            self.kernels[layer] = kernel_of(layer, self.crop)
+        return conv(layer, self.kernels[layer], x, output_size)
 
     def forward(self, levels: Tensor) -> Tensor:
         scale = self.model.levels - 1

@@ -20,7 +20,8 @@ LEGEND = (
     "peer: their median over pygen's, so 2.0x is twice as slow as pygen. limit: how much pygen reaches of the copy "
     "bandwidth (or arithmetic ceiling) measured between the same calls. memory: the most that one call of eager has "
     "allocated, over pygen's. *: moves more than the last-level cache holds. Modes: fwd without gradient, bwd backward "
-    "alone, full both, call one call of the smallest size (empty: of an op that does nothing)."
+    "alone, full both, call one call of the smallest size (empty: of an op that does nothing). causal_sampler's peers "
+    "naive and rows are extrapolated: one pass of the net is timed, and multiplied by the passes of a batch."
 )
 
 

@@ -39,6 +39,8 @@ HEADS = ("categorical", "mixture")
 LAYOUTS = ("openai", "flax", "tfp")  # of a mixture's parameters
 PANEL = 32  # columns of a weight that lie together
 _VERSION = 1
+_LARGEST = 1 << 31
+_MOST_KEPT = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -210,9 +212,71 @@ class Program:
         _expect(0 < self.output < len(self.planes), "output", f"in [1, {len(self.planes)})", self.output)
         wanted, output = self._head_channels(), self.planes[self.output]
         _expect(output == Plane(wanted), "the output plane", f"{wanted} channels of scale 1", output)
-        pixelwise = {stage.out for stage in self.stages if stage.phase != ROW} | {0}
+        numbers = [getattr(stage, f.name) for stage in self.stages for f in _STAGE_FIELDS]
+        numbers += [value for stage in self.stages for read in stage.reads for value in astuple(read)]
+        for value in (*numbers, *(n for plane in self.planes for n in astuple(plane)), *sizes.values()):
+            _expect(-_LARGEST < value < _LARGEST, "every number", "within 2^31", value)
+        _expect(self.channels <= 4096, "channels", "at most 4096", self.channels)
         for i, stage in enumerate(self.stages):
-            self._check_stage(f"stage {i}", stage, pixelwise)
+            self._check_stage(f"stage {i}", stage)
+        writers: list[list[int]] = [[] for _ in self.planes]
+        for i, stage in enumerate(self.stages):
+            writers[stage.out].append(i)
+        for i, stage in enumerate(self.stages):
+            for what, read in self._accesses(stage):
+                fits = read.dy <= 0 and self._known(i, read, writers[read.plane])
+                _expect(fits, f"{what} of stage {i}", "of what is known by then", read)
+        kept = self._kept()
+        _expect(kept <= _MOST_KEPT, "planes", f"of at most {_MOST_KEPT} numbers of an image", kept)
+
+    @staticmethod
+    def _accesses(stage: Stage) -> list[tuple[str, Read]]:
+        found = [("a read", read) for read in stage.reads]
+        if stage.start >= 0:
+            found.append(("start", Read(stage.start, 0, 0, stage.start_first, stage.outputs)))
+        if stage.residual >= 0:
+            found.append(("residual", Read(stage.residual, 0, 0, stage.residual_first, stage.written)))
+        return found
+
+    def _known(self, index: int, read: Read, writers: list[int]) -> bool:
+        """Whether what a stage reads is there by then: rows above are; else the image's earlier columns and, of the
+        pixel, the channels before its group's, and what earlier stages wrote there. What stages of the head write is
+        for later ones of the same pixel and group only. csrc/common/pixel_program.h has the same."""
+        stage, scale = self.stages[index], self.planes[read.plane].scale
+        above = (stage.row_at // scale + read.dy) * scale < stage.row_at
+        column = (stage.column_at // scale + read.dx) * scale
+        if read.plane == 0:
+            here = read.first + read.count <= stage.group or read.first >= self.channels
+            drawn = column < stage.column_at or (column == stage.column_at and here)
+            return above or (stage.phase != ROW and drawn)
+        for i in writers:
+            writer = self.stages[i]
+            if writer.first >= read.first + read.count or read.first >= writer.first + writer.written:
+                continue
+            if writer.phase == HEAD:
+                here = read.dy == read.dx == 0 and writer.group == stage.group
+                if not here or stage.phase != HEAD or i >= index:
+                    return False
+            if above:
+                continue
+            if i >= index:
+                return False
+            before = column < stage.column_at or (column == stage.column_at and writer.group <= stage.group)
+            if writer.phase != ROW and (stage.phase == ROW or not before):
+                return False
+        return True
+
+    def _kept(self) -> int:
+        """Numbers that are kept of an image: rows of every plane, and columns beside it, as far as reads reach."""
+        rows, beside = [1] * len(self.planes), [[0, 0] for _ in self.planes]
+        for stage in self.stages:
+            for read in stage.reads:
+                height, width = self.grid(read.plane)
+                rows[read.plane] = max(rows[read.plane], 1 + min(-read.dy, height))
+                sides = beside[read.plane]
+                sides[read.dx > 0] = max(sides[read.dx > 0], min(abs(read.dx), width))
+        widths = [self.grid(p)[1] + sum(sides) for p, sides in enumerate(beside)]
+        return sum(n * width * plane.channels for n, width, plane in zip(rows, widths, self.planes, strict=True))
 
     def _head_channels(self) -> int:
         if self.head == "categorical":
@@ -220,7 +284,7 @@ class Program:
         pairs = self.channels * (self.channels - 1) // 2
         return self.mixtures * (1 + 2 * self.channels + pairs)
 
-    def _check_stage(self, name: str, stage: Stage, pixelwise: set[int]) -> None:
+    def _check_stage(self, name: str, stage: Stage) -> None:
         _expect(0 < stage.out < len(self.planes), f"out of {name}", f"in [1, {len(self.planes)})", stage.out)
         _expect(0 <= stage.activation < len(ACTIVATIONS), f"activation of {name}", "known", stage.activation)
         gated = ACTIVATIONS[stage.activation] in ("gate", "glu")
@@ -258,10 +322,6 @@ class Program:
             _expect(fits, f"a read of {name}", f"within {plane_.channels} channels", read)
             aligned = stage.row_every % plane_.scale == 0 and stage.column_every % plane_.scale == 0
             _expect(aligned, f"a read of {name}", f"rows and columns of scale {plane_.scale}", read)
-            above = (stage.row_at // plane_.scale + read.dy) * plane_.scale < stage.row_at
-            left = (stage.column_at // plane_.scale + read.dx) * plane_.scale <= stage.column_at
-            known = read.dy <= 0 and (above or (read.plane not in pixelwise) or (stage.phase != ROW and left))
-            _expect(known, f"a read of {name}", "of what is known by then", read)
 
     def check_tensors(self, tensors: Sequence[Tensor], conditions: Sequence[Tensor], batch: int) -> None:
         """Raises ValueError or TypeError unless these are what the stages take."""

@@ -12,7 +12,8 @@ enum class Phase : int { kRow, kPixel, kHead };
 enum class Activation : int { kNone, kRelu, kElu, kGate, kGlu, kConcatElu };
 enum class Head : int { kCategorical, kMixture };
 
-constexpr int64_t kPanel = 32;  // columns of a weight that lie together
+constexpr int64_t kPanel = 32;                          // columns of a weight that lie together
+constexpr double kMostKept = double(int64_t(1) << 33);  // numbers of an image in all planes
 
 struct Plane {
   int64_t channels, scale;
@@ -64,7 +65,37 @@ inline bool within(int64_t first, int64_t count, int64_t end) {
   return first >= 0 && count >= 1 && first + count <= end;
 }
 
-inline bool admits(const Program& p, const Stage& s, const std::vector<bool>& pixelwise) {
+using Writers = std::vector<std::vector<size_t>>;  // the stages that write a plane
+
+// Whether what a stage reads is there by then, as Program._known in pygen/program.py.
+inline bool known(const Program& p, const Writers& writers, size_t index, const Read& r) {
+  const Stage& s = p.stages[index];
+  const int64_t scale = p.planes[size_t(r.plane)].scale;
+  const bool above = (s.row_at / scale + r.dy) * scale < s.row_at;
+  const int64_t column = (s.column_at / scale + r.dx) * scale;
+  if (r.plane == 0) {
+    const bool drawn = column < s.column_at || (column == s.column_at && r.first + r.count <= s.group);
+    const bool ones = r.first >= p.channels;
+    return above || (s.when() != Phase::kRow && (drawn || (ones && column <= s.column_at)));
+  }
+  for (const size_t i : writers[size_t(r.plane)]) {
+    const Stage& writer = p.stages[i];
+    if (writer.first >= r.first + r.count || r.first >= writer.first + writer.written()) continue;
+    if (writer.when() == Phase::kHead) {
+      const bool here = r.dy == 0 && r.dx == 0 && writer.group == s.group;
+      if (!here || s.when() != Phase::kHead || i >= index) return false;
+    }
+    if (above) continue;
+    if (i >= index) return false;
+    if (writer.when() == Phase::kRow) continue;
+    const bool before = column < s.column_at || (column == s.column_at && writer.group <= s.group);
+    if (s.when() == Phase::kRow || !before) return false;
+  }
+  return true;
+}
+
+// What needs no look at other stages.
+inline bool sound(const Program& p, const Stage& s) {
   const auto is_plane = [&](int64_t i) { return i >= 0 && i < int64_t(p.planes.size()); };
   if (s.out < 1 || !is_plane(s.out) || s.activation < 0 || s.activation > int64_t(Activation::kConcatElu)) return false;
   if (s.outputs < 1 || (s.gated() && s.outputs % 2) || s.phase < 0 || s.phase > int64_t(Phase::kHead)) return false;
@@ -82,17 +113,30 @@ inline bool admits(const Program& p, const Stage& s, const std::vector<bool>& pi
   for (const auto& [every, at] : {std::pair{s.row_every, s.row_at}, std::pair{s.column_every, s.column_at}}) {
     if (at < 0 || at >= every || every % out.scale || at % out.scale) return false;
   }
+  return true;
+}
+
+inline bool admits(const Program& p, const Writers& writers, size_t index) {
+  const Stage& s = p.stages[index];
+  const auto is_plane = [&](int64_t i) { return i >= 0 && i < int64_t(p.planes.size()); };
   for (const Read& r : s.reads) {
     if (!is_plane(r.plane)) return false;
     const Plane& from = p.planes[size_t(r.plane)];
     if (!within(r.first, r.count, from.channels) || s.row_every % from.scale || s.column_every % from.scale)
       return false;
-    const bool above = (s.row_at / from.scale + r.dy) * from.scale < s.row_at;
-    const bool left = (s.column_at / from.scale + r.dx) * from.scale <= s.column_at;
-    const bool known = above || !pixelwise[size_t(r.plane)] || (s.when() != Phase::kRow && left);
-    if (r.dy > 0 || !known) return false;
+    if (r.dy > 0 || !known(p, writers, index, r)) return false;
   }
-  return true;
+  return (s.start < 0 || known(p, writers, index, {s.start, 0, 0, s.start_first, s.outputs})) &&
+         (s.residual < 0 || known(p, writers, index, {s.residual, 0, 0, s.residual_first, s.written()}));
+}
+
+// Numbers that are kept of an image.
+inline double kept(const Program& p) {
+  double sum = 0;
+  for (const Plane& plane : p.planes) {
+    sum += double(plane.rows) * double(plane.left + plane.width + plane.right) * double(plane.channels);
+  }
+  return sum;
 }
 
 inline void derive(Program& p) {
@@ -101,16 +145,18 @@ inline void derive(Program& p) {
     plane.width = (p.width + plane.scale - 1) / plane.scale;
   }
   p.planes[0].transient = false;
-  for (const Stage& s : p.stages) {
+  for (Stage& s : p.stages) {
     const auto aligned = [&](Plane& plane) {
-      if (s.row_every != plane.scale || s.column_every != plane.scale || s.when() == Phase::kRow)
-        plane.transient = false;
+      const bool everywhere = s.row_every == plane.scale && s.column_every == plane.scale && !s.row_at && !s.column_at;
+      if (!everywhere || s.when() == Phase::kRow) plane.transient = false;
     };
     for (const int64_t i : {s.out, s.start, s.residual}) {
       if (i >= 0) aligned(p.planes[size_t(i)]);
     }
-    for (const Read& r : s.reads) {
+    for (Read& r : s.reads) {
       Plane& from = p.planes[size_t(r.plane)];
+      r.dy = std::max(r.dy, -from.height);  // what is outside stays outside
+      r.dx = std::clamp(r.dx, -from.width, from.width);
       aligned(from);
       if (r.dy || r.dx) from.transient = false;
       const int64_t last = s.column_at + (p.width - 1 - s.column_at) / s.column_every * s.column_every;
@@ -174,16 +220,16 @@ inline std::optional<Program> decode(const int64_t* words, int64_t count) {
   if (p.output < 1 || p.output >= planes) return {};
   const Plane& output = p.planes[size_t(p.output)];
   if (output.scale != 1 || output.channels != p.head_channels()) return {};
-  std::vector<bool> pixelwise(p.planes.size());
-  pixelwise[0] = true;
   for (const Stage& s : p.stages) {
-    if (s.out >= 1 && s.out < planes && s.when() != Phase::kRow) pixelwise[size_t(s.out)] = true;
+    if (!detail::sound(p, s)) return {};
   }
-  for (const Stage& s : p.stages) {
-    if (!detail::admits(p, s, pixelwise)) return {};
+  detail::Writers writers(p.planes.size());
+  for (size_t i = 0; i < p.stages.size(); ++i) writers[size_t(p.stages[i].out)].push_back(i);
+  for (size_t i = 0; i < p.stages.size(); ++i) {
+    if (!detail::admits(p, writers, i)) return {};
   }
   detail::derive(p);
-  return p;
+  return detail::kept(p) <= kMostKept ? std::optional(p) : std::nullopt;
 }
 
 }  // namespace pygen::program

@@ -144,6 +144,7 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
       }
     }
   });
+  if (end == int(SamplerEnd::kDone)) progress.tick(progress.total - progress.done);  // rows that nobody needed
   if (progress.error) std::rethrow_exception(progress.error);
   TORCH_CHECK_VALUE(end != int(SamplerEnd::kBadLogits),
                     "causal_sampler: expected logits below infinity, some of each pixel above -inf, got others or NaN");

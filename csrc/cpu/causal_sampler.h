@@ -523,12 +523,12 @@ class Sampler {
     for (int64_t image = 0; image < count_; ++image, z += levels) {
       if (known(image, group, r, c)) continue;
       int64_t& level = drawn_[size_t(image * p_.channels + group)];
+      const T top = largest(z, levels);
+      fine &= std::isfinite(top);
       if (args_.temperature == 0) {
         level = std::max_element(z, z + levels) - z;
-        fine &= z[level] == z[level];
         continue;
       }
-      const T top = largest(z, levels);
       for (int64_t k = 0; k < levels; ++k) logits_[k] = float(z[k] - top) / args_.temperature;
       filter();
       level = categorical_row(static_cast<const float*>(logits_), levels, words_[size_t(image)]);

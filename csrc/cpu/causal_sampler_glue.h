@@ -28,7 +28,9 @@ struct SamplerOptions {
     return false;
   }
   bool admitted() const {
-    return ok && temperature >= 0 && std::isfinite(temperature) && top_k >= 0 && top_p > 0 && top_p <= 1;
+    constexpr double kLeast = 1e-38;
+    const bool warm = temperature >= kLeast && temperature <= 1 / kLeast;
+    return ok && (temperature == 0 || warm) && top_k >= 0 && top_k < int64_t(1) << 31 && top_p > 0 && top_p <= 1;
   }
 };
 

@@ -92,6 +92,10 @@ def sample(
             if loading and images is None:
                 raise ValueError("expected --load together with --complete, whose option it is")
             given = None if images is None or known is None else _to_complete(model, images, loading, known)
+            if given is not None and label is None and model.num_classes is not None:
+                _, *labels = given[0].batch(torch.arange(min(count, len(given[0]))))
+                if labels and len(given[0].classes or ()) == model.num_classes:  # those of the images
+                    y = labels[0][torch.arange(count) % len(labels[0])].to(next(model.parameters()).device)
 
         def draw(first: int, number: int, **options: Any) -> Tensor:
             labels = None if y is None else y[first : first + number]

@@ -96,7 +96,7 @@ def outliers(model: GatedPixelCNN, test: Split, seed: int) -> Table:
 
 
 def speed(model: GatedPixelCNN, seed: int, n: int = 64) -> Table:
-    """Seconds for a batch of digits: the net for every pixel, cached features in eager PyTorch, the native sampler."""
+    """Seconds for a batch of digits: the net for every pixel, cached features in plain PyTorch, the native sampler."""
     labels = torch.arange(n) % CLASSES
     blank = torch.zeros(n, *model.shape, dtype=torch.int64)
 
@@ -106,7 +106,7 @@ def speed(model: GatedPixelCNN, seed: int, n: int = 64) -> Table:
 
     ways: dict[str, Callable[[], Tensor]] = {
         "the net once for every pixel": lambda: naive_sample(model, blank, blank.bool(), labels, seed=seed),
-        "cached features, eager PyTorch": cached,
+        "cached features, pygen's PyTorch reference": cached,
         "cached features, native": lambda: model.sample(n, labels, generator=seed),
     }
     table = Table(title=f"Sampling {n} digits", title_justify="left")

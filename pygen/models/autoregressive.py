@@ -95,7 +95,7 @@ class Autoregressive(Model):
         top_k, top_p: see `pygen.ops.causal_sampler`; not for mixtures.
         noise: uniform numbers in [0, 1) to draw with instead of the stream's, [n, C, H, W], or, for mixtures,
             [n, 1 + C, H, W].
-        progress: progress(done, total) is called now and then, counting rows of images.
+        progress: progress(done, total) is called now and then, counting rows of images; not on CUDA.
         """
         return self._draw(*self._blank(n), y, False, **options)[0]
 
@@ -148,8 +148,11 @@ class Autoregressive(Model):
                 f"expected top_k and top_p for a softmax, which mixtures have none of, got {top_k}, {top_p}"
             )
         compiled = self.program()
+        if noise is not None and noise.shape[:1] != (n,):
+            raise ValueError(f"expected noise for {n} samples, got {tuple(noise.shape)}")
+        if first_sample + n > 1 << 63:
+            raise ValueError(f"expected samples below 2^63, got {n} from {first_sample} on")
         condition = self._given(n, *given)
-        conditions = [self._by_chunks(make, condition, first_sample) for make in compiled.conditions]
         parts = []
         for start in range(0, max(n, 1), self.BATCH):
             own = slice(start, start + self.BATCH)
@@ -159,7 +162,7 @@ class Autoregressive(Model):
                 compiled.tensors,
                 x[own],
                 known[own],
-                [values[own] for values in conditions],
+                [self._by_chunks(make, condition, first_sample, own) for make in compiled.conditions],
                 noise=None if noise is None else noise[own],
                 temperature=temperature,
                 top_k=top_k,
@@ -173,14 +176,17 @@ class Autoregressive(Model):
         whole = torch.cat([drawn for drawn, _ in parts])
         return whole, torch.cat([x.new_empty(0, dtype=torch.float64) if p is None else p for _, p in parts])
 
-    def _by_chunks(self, make: Callable[[Tensor], Tensor], condition: Tensor | None, first_sample: int) -> Tensor:
-        """make(condition), for samples from `first_sample` on, by whole chunks of numbers."""
+    def _by_chunks(
+        self, make: Callable[[Tensor], Tensor], condition: Tensor | None, first_sample: int, own: slice
+    ) -> Tensor:
+        """make(condition[own]), where condition 0 is sample `first_sample`'s, by whole chunks of sample numbers."""
         assert condition is not None
-        n, before = len(condition), first_sample % self.CHUNK
-        whole = condition.new_zeros(-(-(before + n) // self.CHUNK) * self.CHUNK, *condition.shape[1:])
-        whole[before : before + n] = condition
-        made = [make(chunk) for chunk in whole.split(self.CHUNK)]
-        return torch.cat(made)[before : before + n] if made else make(condition)
+        some = condition[own]
+        before = (first_sample + own.start) % self.CHUNK
+        whole = some.new_zeros(-(-(before + len(some)) // self.CHUNK) * self.CHUNK, *some.shape[1:])
+        whole[before : before + len(some)] = some
+        made = [make(chunk) for chunk in whole.split(self.CHUNK)] if len(whole) else [make(some)]
+        return torch.cat(made)[before : before + len(some)]
 
 
 def _count(progress: Callable[[int, int], None], before: int, total: int, done: int, of: int) -> None:
@@ -194,5 +200,7 @@ def check_image(shape: tuple[int, int, int], levels: int, **sizes: int) -> None:
     for size in shape:
         check_integer("every size in shape", size, 1)
     check_integer("levels", levels, 2)
+    if levels > 1 << 16:
+        raise ValueError(f"expected levels <= 65536, got {levels}")
     for name, size in sizes.items():
         check_integer(name, size, 1 if name == "hidden" else 0)

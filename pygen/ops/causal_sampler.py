@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..reference.causal_sampler import causal_sampler as reference
 from .random import STREAM, check_stream, check_tensor, drawn, samples_of, stream
 
 Progress = Callable[[int, int], None]
+_LEAST = 1e-38  # of temperatures above 0: float32 holds it and its inverse
 
 _WEIGHTS = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -35,10 +35,12 @@ class SamplerOptions(Options):
     log_prob: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"causal_sampler: expected temperature >= 0 and finite, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"causal_sampler: expected top_k >= 0, got {self.top_k}")
+        if self.temperature != 0 and not _LEAST <= self.temperature <= 1 / _LEAST:
+            raise ValueError(
+                f"causal_sampler: expected temperature 0, or within [{_LEAST}, {1 / _LEAST}], got {self.temperature}"
+            )
+        if not 0 <= self.top_k < 1 << 31:
+            raise ValueError(f"causal_sampler: expected top_k in [0, 2^31), got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"causal_sampler: expected top_p in (0, 1], got {self.top_p}")
 
@@ -229,13 +231,13 @@ def causal_sampler(
     conditions: what the program's stages add, [B, N] or [B, H, W, N], of the biases' dtype.
     noise: uniform numbers in [0, 1) instead of the stream's: [B, C, H, W], or [B, 1 + C, H, W] for a mixture; any of
         the dtypes. The stream's number of pixel p and draw d is element offset + p D + d of a sample, D its draws.
-    temperature: >= 0; 0 takes the likeliest level.
+    temperature: >= 0; 0, and what is below 1e-38, takes the likeliest level.
     top_k: draws from the levels whose logit is at least the top_k-th largest; 0: from all. Levels alike stay together.
     top_p: of what is left, from the likeliest levels up to which the probability is top_p: those are left out before
         which likelier ones already sum to it. In (0, 1]; 1.
     log_prob: whether to return log p of what was drawn, at temperature 1, all levels admitted.
-    progress: progress(done, total) is called now and then, counting rows of images; what it raises ends the call, as
-        Ctrl-C does.
+    progress: progress(done, total) is called now and then, and at the end, counting rows of images; what it raises ends
+        the call, as Ctrl-C does. On CUDA nobody calls it, and Ctrl-C waits for the end.
     generator, first_sample, sample_ids, step, draw, offset: where in the stream, see `pygen.random`.
 
     Returns (x [B, C, H, W], int64, contiguous; log p [B], float64 nats, summed over what was not known, or None).
@@ -244,7 +246,7 @@ def causal_sampler(
 
     Not differentiable: it raises for tensors that require grad where gradients are recorded, so detach them.
     torch.autocast changes nothing. Bytes moved: the weights of a pixel's stages for every pixel, from the cache that
-    holds them. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, else the reference, which is cached too.
+    holds them. Backends: C++ (AVX-512, AVX2, baseline) on the CPU, CUDA C++, else the reference, which is cached too.
 
     Raises ValueError for a program that cannot be run, shapes, devices and options, for levels and noise out of range
     and for logits or a mixture's parameters that are NaN (on the CPU), TypeError for dtypes, NotImplementedError for
@@ -267,10 +269,16 @@ def causal_sampler(
     if noise is not None:
         check_tensor(op, "noise", noise)
     not_differentiable(op, "detach it", *tensors, *conditions, *(() if noise is None else (noise,)))
+    if type(top_k) is not int:
+        raise TypeError(f"{op}: expected top_k as an integer, got {top_k!r}")
+    for name, number in (("temperature", temperature), ("top_p", top_p)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"{op}: expected {name} as a number, got {number!r}")
+    temperature = 0 if 0 <= temperature < _LEAST else temperature  # what divides by less takes the likeliest
     options = SamplerOptions(float(temperature), top_k, float(top_p), log_prob)
     where = stream(len(x), x.device, generator, first_sample, sample_ids, step, draw, offset)
     args = (x, known, noise, program.encode(), list(tensors), list(conditions), *where)
-    with contextlib.nullcontext() if progress is None else _reporting.to(progress):
+    with contextlib.nullcontext() if torch.compiler.is_compiling() else _reporting.to(progress):
         if backends.forced is not None and backends.choose(op, x) == "reference":
             y, log_p = _default(*args, options)
         else:

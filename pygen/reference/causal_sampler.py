@@ -64,6 +64,8 @@ def causal_sampler(
                     planes.image(channel)[r, c] = planes.scaled(now[:, k])
         if progress is not None:
             progress(len(x) * (r + 1), len(x) * program.height)
+    if progress is not None:
+        progress(len(x) * program.height, len(x) * program.height)
     return x, log_prob
 
 
@@ -189,15 +191,18 @@ class _Draw:
         given = None if noise is None else noise[:, :, r, c]
         if program.head == "mixture":
             return self._mixture(parameters, place, given)
+        top = parameters.amax(1)
+        if parameters.device.type == "cpu" and not bool(top.isfinite().all()):
+            raise ValueError("expected logits below infinity, some of each pixel above -inf, got others or NaN")
         if self.temperature == 0:
             return parameters.argmax(1, keepdim=True)
         logits = (parameters - parameters.amax(1, keepdim=True)).float() / self.temperature
         logits = kept(logits, self.top_k, self.top_p)
         if given is not None:
             words = (given[:, group].double() * 2.0**32).long()
-            return random.categorical_at(logits, words)[:, None]
+            return random.categorical_at(logits, words)[:, None].clamp(min=0)
         ids, seed, step = self.where
-        return random.categorical(logits[:, None], ids, seed, step, place + group)
+        return random.categorical(logits[:, None], ids, seed, step, place + group).clamp(min=0)
 
     def _mixture(self, parameters: Tensor, place: int, given: Tensor | None) -> Tensor:
         program = self.program
