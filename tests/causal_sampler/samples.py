@@ -17,21 +17,21 @@ LEVELS = 3  # -1, 0, 1 in an image's plane
 
 
 def program(height: int, width: int, hidden: int = 5, channels: int = 1) -> Program:
-    """A plane of the row above and one of what lies to the left, rectified; the logits of their sum."""
+    """A plane of the row above and, for each group, one of what lies to the left, rectified; their logits."""
     above = (Read(0, -1, -1, 0, channels), Read(0, -1, 1, 0, channels))
+    output = 2 + channels
     stages = [Stage(1, 0, hidden, 0, 1, 0, phase=ROW, reads=above)]
     for group in range(channels):
-        reads = [Read(0, 0, -1, 0, channels), *([Read(0, 0, 0, 0, group)] if group else [])]
-        stages.append(Stage(2, 0, hidden, 2 + 3 * group, start=1, activation=1, group=group, reads=tuple(reads)))
-        head = Stage(
-            3, 0, LEVELS, 3 + 3 * group, 4 + 3 * group, phase=HEAD, group=group, reads=(Read(2, 0, 0, 0, hidden),)
-        )
-        stages.append(head)
-    planes = (Plane(channels), Plane(hidden), Plane(hidden), Plane(LEVELS))
+        own, first = 2 + group, 2 + 3 * group
+        reads = (Read(0, 0, -1, 0, channels), *([Read(0, 0, 0, 0, group)] if group else []))
+        stages.append(Stage(own, 0, hidden, first, start=1, activation=1, group=group, reads=reads))
+        last = (Read(own, 0, 0, 0, hidden),)
+        stages.append(Stage(output, 0, LEVELS, first + 1, first + 2, phase=HEAD, group=group, reads=last))
+    planes = (Plane(channels), *[Plane(hidden)] * (1 + channels), Plane(LEVELS))
+    tensors = 2 + 3 * channels
     return Program(
-        height, width, channels, LEVELS, channels, "categorical", 1, "openai", 3, 2 + 3 * channels, 1, planes,
-        tuple(stages),
-    )  # fmt: skip
+        height, width, channels, LEVELS, channels, "categorical", 1, "openai", output, tensors, 1, planes, tuple(stages)
+    )
 
 
 def eighths(name: str, *shape: int) -> Tensor:
