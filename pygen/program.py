@@ -6,7 +6,7 @@ beside it.
 
 *Planes* hold what is kept of a feature map: channels at every place of a grid that is `scale` times coarser than the
 image. Plane 0 is the image, its levels spread over [-1, 1]; channels beyond the image's are 1. Outside its grid a plane
-is 0.
+is 0; a place that no stage writes holds anything, so a reader must not look there.
 
 *Stages* fill planes, in order. A stage of the columns n of a place is::
 
