@@ -64,6 +64,8 @@ class Problem:
         that draws, the fraction of samples that may be others than the reference's, whose sums round differently.
     repeats: peers that take minutes, by how often they have to be called for what the op does at once: one call is
         timed, and its time multiplied. Their factories see to it that they compute the same.
+    proof: what an op that draws is judged with instead of the inputs, where one draw that rounding decides changes all
+        that follow. Baselines, which then cannot be judged, see to it that they draw from the same distribution.
     slack: times the usual bounds of every arm, for nets, whose layers amplify each other's rounding.
     """
 
@@ -76,6 +78,7 @@ class Problem:
     likes: dict[str, Inputs] = field(default_factory=dict)
     tolerance: float = 0.0
     slack: float = 1.0
+    proof: Inputs | None = None
     repeats: dict[str, int] = field(default_factory=dict)
 
 

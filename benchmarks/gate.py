@@ -105,8 +105,9 @@ class DrawGate:
     """
 
     def __init__(self, problem: Problem) -> None:
+        self.proof = problem.proof
         with backends.use("reference"):
-            self.truth = self.outputs(problem.ours, problem.inputs.tensors)
+            self.truth = self.outputs(problem.ours, (problem.proof or problem.inputs).tensors)
         self.tolerance = problem.tolerance
 
     @staticmethod
@@ -117,7 +118,8 @@ class DrawGate:
 
     def ours(self, bound: Bound) -> str | None:
         """None when ours is right, else what is wrong."""
-        pairs = zip(self.outputs(bound.function, bound.inputs), self.truth, strict=True)
+        inputs = self.proof.tensors if self.proof else bound.inputs
+        pairs = zip(self.outputs(bound.function, inputs), self.truth, strict=True)
         for a, b in pairs:
             others = (a != b).flatten(1).any(1).double().mean() if a.shape == b.shape and a.numel() else 0.0
             if a.shape != b.shape or not others <= self.tolerance:

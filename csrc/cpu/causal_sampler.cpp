@@ -129,15 +129,21 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   a.context = &progress;
   a.tick = [](void* context, int64_t rows) { return static_cast<Progress*>(context)->tick(rows); };
 
-  // As many images side by side as keep all threads busy.
+  // As many images side by side as keep all threads busy; if there are two threads to an image, in pairs.
   const int64_t threads = at::get_num_threads(), rounds = (batch + threads * kImages - 1) / (threads * kImages);
-  const int64_t groups = std::min(batch, threads * rounds);
-  const auto run = kernels<SamplerKernels>().run[kind];
+  const int64_t groups = std::min(batch, threads * rounds), to_each = 2 * groups <= threads ? 2 : 1;
+  std::vector<SamplerPair> pairs(to_each == 2 ? size_t(groups) : 0);
+  const auto& tier = kernels<SamplerKernels>();
   std::atomic<int> end{int(SamplerEnd::kDone)};
-  at::parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, groups * to_each, 1, [&](int64_t first, int64_t last) {
     for (; first < last && end == int(SamplerEnd::kDone); ++first) {
-      const int64_t begin = batch * first / groups;
-      const auto how = run(a, begin, batch * (first + 1) / groups - begin);
+      const int64_t group = first / to_each, begin = batch * group / groups;
+      SamplerPair* const pair = pairs.empty() ? nullptr : &pairs[size_t(group)];
+      if (first % to_each) {
+        tier.help[kind](*pair);
+        continue;
+      }
+      const auto how = tier.run[kind](a, begin, batch * (group + 1) / groups - begin, pair);
       if (how != SamplerEnd::kDone) {
         end = int(how);
         progress.stop = true;

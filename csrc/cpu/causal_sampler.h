@@ -5,10 +5,15 @@
 // of a row, are the rows of one matrix. A stage is a product of such matrices with packed weights, and what follows it.
 // Every output is a sum over k in one order, in chains of bounded length, whatever is computed beside it: images are
 // the same bits alone and among others, on any number of threads.
+//
+// Where there are more threads than images, an image has two: the second computes the stages of the next row, a few
+// columns behind the pixels that the first one draws (`Sampler::help`).
 #pragma once
 #include <array>
 #include <cstring>
 #include <limits>
+#include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -245,23 +250,42 @@ inline T sum_of_exponentials(const T* z, int64_t n, T top) {
 
 constexpr int64_t kSites = 4 * kRows;  // whose pre-activations are made at once, and stay in the first-level cache
 
+// A moment's wait.
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until a counter of another thread has got so far; false: the images are over.
+inline bool reaches(const SamplerPair& pair, const std::atomic<int64_t>& counter, int64_t value) {
+  constexpr int kPatience = 1 << 12;  // about as long as a row of stages: who waits longer has no core of its own
+  for (int i = 0; counter.load(std::memory_order_acquire) < value; ++i) {
+    if (pair.over.load(std::memory_order_relaxed)) return false;
+    if (i < kPatience) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+  return true;
+}
+
 template <class T, class W>
 class Sampler {
  public:
-  Sampler(const SamplerArgs& args, int64_t first, int64_t count)
-      : args_(args), p_(*args.program), first_(first), count_(count), area_(p_.height * p_.width) {
-    int64_t size = 0, widest = 0, deepest = 0;
+  Sampler(const SamplerArgs& args, int64_t first, int64_t count, SamplerPair* pair)
+      : args_(args), p_(*args.program), pair_(pair), first_(first), count_(count), area_(p_.height * p_.width) {
+    int64_t size = 0;
     for (const Plane& plane : p_.planes) {
+      rows_.push_back(plane.rows + (pair ? 1 : 0));  // the second thread is at most a row ahead
       offsets_.push_back(size);
-      size += plane.rows * columns(plane) * count_ * plane.channels;
-    }
-    for (const Stage& s : p_.stages) {
-      widest = std::max(widest, s.panels() * kPanel);
-      deepest = std::max(deepest, s.depth());
+      size += rows_.back() * columns(plane) * count_ * plane.channels;
     }
     planes_ = Scratch<T>(size);
     std::fill_n(static_cast<T*>(planes_), size, T(0));
-    pre_ = Scratch<T>(kSites * widest);
     if (p_.draws_from() == program::Head::kCategorical) {
       logits_ = Scratch<float>(p_.levels);
     } else {
@@ -280,13 +304,30 @@ class Sampler {
       of_known_.push_back(&s);
     }
     if (args_.log_prob) std::fill_n(args_.log_prob + first_, count_, 0.0);
+    last_ = last_unknown();
+    if (pair) find_lags();
   }
 
   SamplerEnd run() {
-    const int64_t last = last_unknown();
+    Room room(p_);
+    const int64_t last = last_;
+    bool helped = false;
     for (int64_t r = 0; r * p_.width <= last; ++r) {
       blank_image_row(r);
-      run_stages(in_row(of_row_, r), r, 0, p_.width);
+      if (!helped) run_stages(room, in_row(of_row_, r), r, 0, p_.width);
+      const bool others = helped;  // whether this row's stages are
+      if (pair_ && !helped && pair_->helped.load(std::memory_order_acquire)) {
+        helped = true;
+        pair_->sampler = this;
+        pair_->drawn.store(r * p_.width, std::memory_order_relaxed);
+        pair_->from.store(r + 1, std::memory_order_release);
+      }
+      const auto until = [&](int64_t c) {  // waits for what the pixels up to column c need of the row's stages
+        if (others) reaches(*pair_, pair_->ready, r * p_.width + std::min(p_.width, c + reach_));
+      };
+      const auto drawn = [&](int64_t c) {
+        if (helped) pair_->drawn.store(r * p_.width + c, std::memory_order_release);
+      };
       const auto of_known = in_row(of_known_, r);
       std::vector<std::vector<InRow>> of_pixel, of_head;
       for (size_t group = 0; group < size_t(p_.groups); ++group) {
@@ -296,23 +337,49 @@ class Sampler {
       for (int64_t c = 0; c < p_.width && r * p_.width + c <= last;) {
         const int64_t known = end_of_known(r, c);
         for (int64_t i = c; i < std::max(known, c + 1); ++i) put_known(r, i);
+        until(std::max(known, c + 1));
         if (known > c) {  // side by side, stage by stage
-          run_stages(of_known, r, c, known);
-          c = known;
+          run_stages(room, of_known, r, c, known);
+          drawn(c = known);
           continue;
         }
         for (int64_t group = 0; group < p_.groups; ++group) {
-          run_stages(of_pixel[size_t(group)], r, c, c + 1);
+          run_stages(room, of_pixel[size_t(group)], r, c, c + 1);
           if (!any_unknown(group, r, c)) continue;
-          run_stages(of_head[size_t(group)], r, c, c + 1);
+          run_stages(room, of_head[size_t(group)], r, c, c + 1);
           const SamplerEnd how = draw(group, r, c);
           if (how != SamplerEnd::kDone) return how;
         }
-        ++c;
+        drawn(++c);
       }
       if (args_.tick && !args_.tick(args_.context, count_)) return SamplerEnd::kStopped;
     }
     return SamplerEnd::kDone;
+  }
+
+  // What the second thread does: row stages from row pair.from on, each as far as the pixels above allow.
+  void help() {
+    Room room(p_);
+    const int64_t width = p_.width, strip = std::max<int64_t>(1, kRows / 2 / count_);
+    for (int64_t r = pair_->from; r * width <= last_; ++r) {
+      const auto stages = in_row(of_row_, r);
+      std::vector<int64_t> done(stages.size());
+      for (int64_t drawn = 0; drawn < width;) {
+        const int64_t above = (r - 1) * width;
+        if (!reaches(*pair_, pair_->drawn, above + std::min(width, drawn + strip))) return;
+        drawn = std::min(width, pair_->drawn.load(std::memory_order_relaxed) - above);
+        int64_t ready = width;
+        for (size_t i = 0; i < stages.size(); ++i) {
+          const int64_t end = drawn == width ? width : drawn - lags_[size_t(stages[i].stage - p_.stages.data())];
+          if (end > done[i]) {
+            run_stage_at(room, stages[i], r, done[i], end);
+            done[i] = end;
+          }
+          ready = std::min(ready, done[i]);
+        }
+        pair_->ready.store(r * width + ready, std::memory_order_release);
+      }
+    }
   }
 
  private:
@@ -341,7 +408,8 @@ class Sampler {
 
   Line line(int64_t plane, int64_t r, int64_t dy = 0, int64_t dx = 0, int64_t channel = 0) {
     const Plane& p = p_.planes[size_t(plane)];
-    const int64_t row = r / p.scale + dy, ring = (row % p.rows + p.rows) % p.rows, step = count_ * p.channels;
+    const int64_t rows = rows_[size_t(plane)], row = r / p.scale + dy, ring = (row % rows + rows) % rows,
+                  step = count_ * p.channels;
     T* first = planes_ + offsets_[size_t(plane)] + (ring * columns(p) + p.left + dx) * step + channel;
     return {first, p.scale, p.transient ? 0 : step, p.channels};
   }
@@ -372,38 +440,51 @@ class Sampler {
     return found;
   }
 
-  // Some stages for the pixels [begin, end) of a row.
-  void run_stages(const std::vector<InRow>& stages, int64_t r, int64_t begin, int64_t end) {
-    for (const InRow& at : stages) {
-      const int64_t step = at.stage->column_every,
-                    first = begin + (step == 1 ? 0 : to_next(at.stage->column_at - begin, step));
-      if (first >= end) continue;
-      const int64_t n = step == 1 ? end - first : (end - 1 - first) / step + 1;
-      for (int64_t i = 0; i < n; i += at.even ? n : 1) run_stage(at, r, first + i * step, i, at.even ? n : 1);
+  // What a thread needs to itself.
+  struct Room {
+    explicit Room(const Program& p) {
+      int64_t widest = 0;
+      for (const Stage& s : p.stages) widest = std::max(widest, s.panels() * kPanel);
+      pre = Scratch<T>(kSites * widest);
     }
+    Scratch<T> pre{0};
+    std::vector<Part<T>> parts;
+  };
+
+  // Some stages, or one, for the pixels [begin, end) of a row.
+  void run_stages(Room& room, const std::vector<InRow>& stages, int64_t r, int64_t begin, int64_t end) {
+    for (const InRow& at : stages) run_stage_at(room, at, r, begin, end);
+  }
+  void run_stage_at(Room& room, const InRow& at, int64_t r, int64_t begin, int64_t end) {
+    const int64_t step = at.stage->column_every,
+                  first = begin + (step == 1 ? 0 : to_next(at.stage->column_at - begin, step));
+    if (first >= end) return;
+    const int64_t n = step == 1 ? end - first : (end - 1 - first) / step + 1;
+    for (int64_t i = 0; i < n; i += at.even ? n : 1) run_stage(room, at, r, first + i * step, i, at.even ? n : 1);
   }
   static int64_t to_next(int64_t distance, int64_t step) { return (distance % step + step) % step; }
 
   // n columns from c on, which is column `i` of a run.
-  void run_stage(const InRow& at, int64_t r, int64_t c, int64_t i, int64_t n) {
+  void run_stage(Room& room, const InRow& at, int64_t r, int64_t c, int64_t i, int64_t n) {
     const Stage& s = *at.stage;
+    std::vector<Part<T>>& parts = room.parts;
     const auto place = [&](const Line& line) { return line.step ? line.at(c) : line.first + i * count_ * line.site; };
     const int64_t stride = s.panels() * kPanel, sites = n * count_;
     T* const y = place(at.out);
     const T* const start = s.start < 0 ? nullptr : place(at.start);
     const T* const residual = s.residual < 0 ? nullptr : place(at.residual);
     const T* const bias = s.bias < 0 ? nullptr : static_cast<const T*>(args_.tensors[s.bias]);
-    parts_.clear();
-    for (const auto& term : at.terms) parts_.push_back({place(term.line), term.line.site, term.depth});
+    parts.clear();
+    for (const auto& term : at.terms) parts.push_back({place(term.line), term.line.site, term.depth});
     for (int64_t site = 0; site < sites; site += kSites) {
       const int64_t some = std::min(kSites, sites - site);
-      if (!parts_.empty()) {
-        multiply<T, W>(parts_, at.chains, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs,
-                       pre_, stride);
-        for (Part<T>& part : parts_) part.a += some * part.row;
+      if (!parts.empty()) {
+        multiply<T, W>(parts, at.chains, some, static_cast<const W*>(args_.tensors[s.weight]), s.depth(), s.outputs,
+                       room.pre, stride);
+        for (Part<T>& part : parts) part.a += some * part.row;
       }
       for (int64_t k = 0; k < some; ++k) {
-        const Sum<T> pre{parts_.empty() ? nullptr : pre_ + k * stride, bias, condition(s, r, c, site + k),
+        const Sum<T> pre{parts.empty() ? nullptr : room.pre + k * stride, bias, condition(s, r, c, site + k),
                          start ? start + (site + k) * at.start.site : nullptr};
         finish(s.activates(), pre, s.outputs, residual ? residual + (site + k) * at.residual.site : nullptr,
                y + (site + k) * at.out.site);
@@ -420,6 +501,32 @@ class Sampler {
       index = (index * out.height + r / out.scale) * out.width + (c + site / count_ * s.column_every) / out.scale;
     }
     return static_cast<const T*>(args_.conditions[s.condition]) + index * s.outputs;
+  }
+
+  // --- two threads
+
+  // How many columns a row stage is behind the pixels above it, and how many of a row's stages a pixel needs.
+  void find_lags() {
+    lags_.assign(p_.stages.size(), 0);
+    std::vector<int64_t> of_plane(p_.planes.size(), 0);
+    const auto right = [&](int64_t plane, int64_t dx) {  // the columns that a place is right of its reader's, at most
+      return std::max<int64_t>(0, (dx + 1) * p_.planes[size_t(plane)].scale - 1);
+    };
+    const auto each_read = [&](const Stage& s, const auto& f) {
+      for (const int64_t plane : {s.start, s.residual}) {
+        if (plane >= 0) f(plane, 0);
+      }
+      for (const Read& read : s.reads) f(read.plane, read.dx);
+    };
+    for (const Stage* s : of_row_) {
+      int64_t& lag = lags_[size_t(s - p_.stages.data())];
+      each_read(*s, [&](int64_t plane, int64_t dx) { lag = std::max(lag, of_plane[size_t(plane)] + right(plane, dx)); });
+      of_plane[size_t(s->out)] = std::max(of_plane[size_t(s->out)], lag);
+    }
+    for (const Stage& s : p_.stages) {
+      if (s.when() == Phase::kRow) continue;
+      each_read(s, [&](int64_t plane, int64_t dx) { reach_ = std::max(reach_, right(plane, dx)); });
+    }
   }
 
   // --- what is known
@@ -636,11 +743,13 @@ class Sampler {
 
   const SamplerArgs& args_;
   const Program& p_;
+  SamplerPair* const pair_;
   const int64_t first_, count_, area_;
-  std::vector<int64_t> offsets_;
-  Scratch<T> planes_{0}, pre_{0};
+  int64_t last_ = -1, reach_ = 0;
+  std::vector<int64_t> rows_, offsets_;  // of planes
+  std::vector<int64_t> lags_;            // of stages
+  Scratch<T> planes_{0};
   Scratch<float> logits_{0};
-  std::vector<Part<T>> parts_;
   std::vector<const Stage*> of_row_, of_known_;                // the latter: of pixels, in the program's order
   std::vector<std::vector<const Stage*>> of_pixel_, of_head_;  // by group
   std::vector<uint32_t> words_;
@@ -652,8 +761,24 @@ class Sampler {
 };
 
 template <class T, class W>
-SamplerEnd run(const SamplerArgs& args, int64_t first, int64_t count) {
-  return Sampler<T, W>(args, first, count).run();
+SamplerEnd run(const SamplerArgs& args, int64_t first, int64_t count, SamplerPair* pair) {
+  std::optional<Sampler<T, W>> sampler;
+  struct Leave {  // however it ends, the sampler stays until nobody uses it
+    SamplerPair* pair;
+    ~Leave() {
+      if (!pair) return;
+      pair->over = true;
+      while (pair->helped && !pair->left) relax();
+    }
+  } leave{pair};
+  return sampler.emplace(args, first, count, pair).run();
+}
+
+template <class T, class W>
+void help(SamplerPair& pair) {
+  pair.helped = true;
+  if (!pair.over && reaches(pair, pair.from, 1)) static_cast<Sampler<T, W>*>(pair.sampler)->help();
+  pair.left = true;
 }
 
 }  // namespace sampler

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..program import ACTIVATIONS, HEAD, PIXEL, ROW, Plane, Program, Read, Stage, pack, written_channels
+from ..program import ACTIVATIONS, HEAD, PANEL, PIXEL, ROW, Plane, Program, Read, Stage, pack, written_channels
 from .masked_conv import MaskedConv2d
 
 Condition = Callable[[Tensor], Tensor]  # the model's condition to [B, N, ...]
@@ -182,17 +182,17 @@ class ProgramBuilder:
 
     def finish(self, output: int, *, head: str, mixtures: int = 1, layout: str = "openai") -> Compiled:
         """The program, whose head draws from the plane `output`."""
-        stages = list(self.stages)
+        stages, tensors = _side_by_side(self.stages, self.tensors)
         for i in reversed(range(len(stages))):
             if stages[i].phase == PIXEL and _only_for_head(stages, i):
                 stages[i] = replace(stages[i], phase=HEAD)
         channels, height, width = self.shape
         program = Program(
-            height, width, channels, self.levels, self.groups, head, mixtures, layout, output, len(self.tensors),
+            height, width, channels, self.levels, self.groups, head, mixtures, layout, output, len(tensors),
             len(self.conditions), tuple(self.planes), tuple(stages),
         )  # fmt: skip
         program.check()
-        return Compiled(program, self.tensors, self.conditions)
+        return Compiled(program, tensors, self.conditions)
 
     def _early(self, read: Read, rows: _Variant) -> bool:
         """Whether what is read is known before the first pixel of a row."""
@@ -251,6 +251,41 @@ class ProgramBuilder:
                     found.append(_Term(Read(plane, row, column, first, n), weight[tap, begin : begin + n, columns]))
                     begin += n
         return found
+
+
+def _side_by_side(stages: list[Stage], tensors: list[Tensor]) -> tuple[list[Stage], list[Tensor]]:
+    """One stage for two that read the same and write channels that lie side by side: a larger product."""
+    found: list[Stage] = []
+    joined: list[list[int]] = []  # tensors that are one now, by their new number
+    numbers: dict[int, int] = {}
+
+    def number(tensor: int) -> int:
+        if tensor >= 0 and tensor not in numbers:
+            numbers[tensor] = len(joined)
+            joined.append([tensor])
+        return numbers.get(tensor, -1)
+
+    for stage in stages:
+        last = found[-1] if found else None
+        if last is not None and _continues(last, stage):
+            for mine, its in ((last.weight, stage.weight), (last.bias, stage.bias)):
+                if mine >= 0:
+                    joined[mine].append(its)
+            found[-1] = replace(last, outputs=last.outputs + stage.outputs)
+        else:
+            found.append(replace(stage, weight=number(stage.weight), bias=number(stage.bias)))
+    return found, [torch.cat([tensors[i] for i in parts]) for parts in joined]
+
+
+def _continues(a: Stage, b: Stage) -> bool:
+    """Whether b is as a, for the outputs behind a's."""
+    then = a.outputs
+    placed = replace(
+        b, first=b.first - then, start_first=b.start_first - then * (b.start >= 0), outputs=then, weight=a.weight,
+        bias=a.bias, residual_first=b.residual_first - then * (b.residual >= 0),
+    )  # fmt: skip
+    plain = ACTIVATIONS[a.activation] in (None, "relu", "elu") and a.condition < 0 and then % PANEL == 0
+    return plain and placed == a and a.weight >= 0 and b.weight >= 0 and (a.bias < 0) == (b.bias < 0)
 
 
 def _only_for_head(stages: list[Stage], i: int) -> bool:

@@ -172,20 +172,54 @@ def test_an_image_is_the_same_in_any_batch(name: str, tier: str) -> None:
     """To the bit, in float32, alone or among others, on any number of threads."""
     model, n = build(name, torch.float32), 35
     own = given(model, n)
-    threads = torch.get_num_threads()
-    try:
-        with using(tier):
-            whole, log_prob = model.sample_and_log_prob(n, **own, generator=3)
-            for count in (1, 2, 3):
-                torch.set_num_threads(count)
+    with using(tier):
+        whole, log_prob = model.sample_and_log_prob(n, **own, generator=3)
+        for count in (1, 2, 3):
+            with threads(count):
                 for part in (slice(0, 1), slice(3, 6), slice(16, 33), slice(34, 35), slice(2, 2)):
                     some = {k: None if v is None else v[part] for k, v in own.items()}
                     first = {"generator": 3, "first_sample": part.start}
                     x, log_p = model.sample_and_log_prob(part.stop - part.start, **some, **first)
                     assert torch.equal(x, whole[part])
                     assert torch.equal(log_p, log_prob[part])
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+PAIRED: dict[str, Callable[[], Autoregressive]] = {  # large enough that the second thread has something to do
+    "plain": lambda: PixelCNN((3, 16, 15), 5, hidden=12, blocks=2),
+    "gated": lambda: GatedPixelCNN((1, 28, 28), 16, hidden=16, layers=4, dilations=(1, 2, 3)),
+    "gated-wide": lambda: GatedPixelCNN((1, 9, 30), 16, hidden=8, layers=3, kernel=5, context_features=2),
+    "plusplus": lambda: PixelCNNPlusPlus((3, 18, 21), 256, hidden=8, blocks=2, mixtures=3, num_classes=3),
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("tier", _ext.tiers())
+def test_two_threads_to_an_image(name: str, tier: str) -> None:
+    """The second one computes the stages of the next row: the same bits as one thread's."""
+    model = sharpened(PAIRED[name](), torch.float32)
+    x = torch.randint(model.levels, (N, *model.shape), generator=torch.Generator().manual_seed(3))
+    with using(tier):
+        for pattern, known in patterns(model):
+            own = {**given(model), "generator": 5}
+            with threads(1):
+                expected = model.complete_and_log_prob(x, known, **own)
+            for n in (1, N):
+                some = {k: v[:n] if isinstance(v, Tensor) else v for k, v in own.items()}
+                with threads(2 * n):
+                    for _ in range(3):
+                        found = model.complete_and_log_prob(x[:n], known[:n], **some)
+                        assert torch.equal(found[0], expected[0][:n]), pattern
+                        assert torch.equal(found[1], expected[1][:n]), pattern
 
 
 @pytest.mark.parametrize("name", ["plain-rgb", "gated", "plusplus-rgb"])
@@ -280,17 +314,18 @@ def test_progress(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", ["reference", "native"])
 def test_an_exception_in_progress_ends_the_call_and_nothing_else(implementation: str) -> None:
     model = build("gated")
-    threads = threading.active_count()
+    active = threading.active_count()
 
     def stop(done: int, total: int) -> None:
         raise RuntimeError("enough")
 
     with pygen.backends.use(implementation):
-        expected = model.sample(40, generator=1)
-        with pytest.raises(RuntimeError, match="enough"):
-            model.sample(40, generator=1, progress=stop)
-        assert torch.equal(model.sample(40, generator=1), expected)  # and it reports to nobody any more
-    assert threading.active_count() == threads
+        for n in (1, 40):  # two threads, and one, to an image
+            expected = model.sample(n, generator=1)
+            with pytest.raises(RuntimeError, match="enough"):
+                model.sample(n, generator=1, progress=stop)
+            assert torch.equal(model.sample(n, generator=1), expected)  # and it reports to nobody any more
+    assert threading.active_count() == active
 
 
 INTERRUPTED = """
