@@ -6,8 +6,9 @@
 // Every output is a sum over k in one order, in chains of bounded length, whatever is computed beside it: images are
 // the same bits alone and among others, on any number of threads.
 //
-// Where there are more threads than images, an image has two: the second computes the stages of the next row, a few
-// columns behind the pixels that the first one draws (`Sampler::help`).
+// Where there are threads enough, an image has two: the second one computes the stages of the next row, a few columns
+// behind the pixels that the first one draws. What it has not begun when it is wanted the first one computes itself, so
+// that a thread that does not get to run holds up nobody.
 #pragma once
 #include <array>
 #include <cstring>
@@ -259,28 +260,28 @@ inline void relax() {
 #endif
 }
 
-// Waits until a counter of another thread has got so far; false: the images are over.
-inline bool reaches(const SamplerPair& pair, const std::atomic<int64_t>& counter, int64_t value) {
-  constexpr int kPatience = 1 << 12;  // about as long as a row of stages: who waits longer has no core of its own
-  for (int i = 0; counter.load(std::memory_order_acquire) < value; ++i) {
-    if (pair.over.load(std::memory_order_relaxed)) return false;
-    if (i < kPatience) {
+// Between looks at what another thread does.
+struct Patience {
+  static constexpr int kMost = 1 << 12;  // about the time of a row: who waits longer has no core of its own
+  int looks = 0;
+
+  void operator()() {
+    if (looks++ < kMost) {
       relax();
     } else {
       std::this_thread::yield();
     }
   }
-  return true;
-}
+};
 
 template <class T, class W>
 class Sampler {
  public:
-  Sampler(const SamplerArgs& args, int64_t first, int64_t count, SamplerPair* pair)
-      : args_(args), p_(*args.program), pair_(pair), first_(first), count_(count), area_(p_.height * p_.width) {
+  Sampler(const SamplerArgs& args, int64_t first, int64_t count, bool paired)
+      : args_(args), p_(*args.program), first_(first), count_(count), area_(p_.height * p_.width) {
     int64_t size = 0;
     for (const Plane& plane : p_.planes) {
-      rows_.push_back(plane.rows + (pair ? 1 : 0));  // the second thread is at most a row ahead
+      rows_.push_back(plane.rows + (paired ? 1 : 0));  // the second thread is at most a row ahead
       offsets_.push_back(size);
       size += rows_.back() * columns(plane) * count_ * plane.channels;
     }
@@ -305,79 +306,51 @@ class Sampler {
     }
     if (args_.log_prob) std::fill_n(args_.log_prob + first_, count_, 0.0);
     last_ = last_unknown();
-    if (pair) find_lags();
+    find_lags();
+    begin_ahead(0);
   }
 
   SamplerEnd run() {
     Room room(p_);
-    const int64_t last = last_;
-    bool helped = false;
-    for (int64_t r = 0; r * p_.width <= last; ++r) {
+    for (int64_t r = 0; r * p_.width <= last_; ++r) {
       blank_image_row(r);
-      if (!helped) run_stages(room, in_row(of_row_, r), r, 0, p_.width);
-      const bool others = helped;  // whether this row's stages are
-      if (pair_ && !helped && pair_->helped.load(std::memory_order_acquire)) {
-        helped = true;
-        pair_->sampler = this;
-        pair_->drawn.store(r * p_.width, std::memory_order_relaxed);
-        pair_->from.store(r + 1, std::memory_order_release);
-      }
-      const auto until = [&](int64_t c) {  // waits for what the pixels up to column c need of the row's stages
-        if (others) reaches(*pair_, pair_->ready, r * p_.width + std::min(p_.width, c + reach_));
-      };
-      const auto drawn = [&](int64_t c) {
-        if (helped) pair_->drawn.store(r * p_.width + c, std::memory_order_release);
-      };
       const auto of_known = in_row(of_known_, r);
       std::vector<std::vector<InRow>> of_pixel, of_head;
       for (size_t group = 0; group < size_t(p_.groups); ++group) {
         of_pixel.push_back(in_row(of_pixel_[group], r));
         of_head.push_back(in_row(of_head_[group], r));
       }
-      for (int64_t c = 0; c < p_.width && r * p_.width + c <= last;) {
-        const int64_t known = end_of_known(r, c);
-        for (int64_t i = c; i < std::max(known, c + 1); ++i) put_known(r, i);
-        until(std::max(known, c + 1));
+      for (int64_t c = 0; c < p_.width && r * p_.width + c <= last_;) {
+        const int64_t known = end_of_known(r, c), end = std::max(known, c + 1);
+        for (int64_t i = c; i < end; ++i) put_known(r, i);
+        want(room, r * p_.width + std::min(p_.width, end + reach_));
         if (known > c) {  // side by side, stage by stage
           run_stages(room, of_known, r, c, known);
-          drawn(c = known);
-          continue;
+        } else {
+          for (int64_t group = 0; group < p_.groups; ++group) {
+            run_stages(room, of_pixel[size_t(group)], r, c, c + 1);
+            if (!any_unknown(group, r, c)) continue;
+            run_stages(room, of_head[size_t(group)], r, c, c + 1);
+            const SamplerEnd how = draw(group, r, c);
+            if (how != SamplerEnd::kDone) return how;
+          }
         }
-        for (int64_t group = 0; group < p_.groups; ++group) {
-          run_stages(room, of_pixel[size_t(group)], r, c, c + 1);
-          if (!any_unknown(group, r, c)) continue;
-          run_stages(room, of_head[size_t(group)], r, c, c + 1);
-          const SamplerEnd how = draw(group, r, c);
-          if (how != SamplerEnd::kDone) return how;
-        }
-        drawn(++c);
+        c = end;
+        done_.store(r * p_.width + c, std::memory_order_release);
       }
       if (args_.tick && !args_.tick(args_.context, count_)) return SamplerEnd::kStopped;
     }
     return SamplerEnd::kDone;
   }
 
-  // What the second thread does: row stages from row pair.from on, each as far as the pixels above allow.
-  void help() {
+  // What the second thread does, until all is over.
+  void help(const std::atomic<bool>& over) {
     Room room(p_);
-    const int64_t width = p_.width, strip = std::max<int64_t>(1, kRows / 2 / count_);
-    for (int64_t r = pair_->from; r * width <= last_; ++r) {
-      const auto stages = in_row(of_row_, r);
-      std::vector<int64_t> done(stages.size());
-      for (int64_t drawn = 0; drawn < width;) {
-        const int64_t above = (r - 1) * width;
-        if (!reaches(*pair_, pair_->drawn, above + std::min(width, drawn + strip))) return;
-        drawn = std::min(width, pair_->drawn.load(std::memory_order_relaxed) - above);
-        int64_t ready = width;
-        for (size_t i = 0; i < stages.size(); ++i) {
-          const int64_t end = drawn == width ? width : drawn - lags_[size_t(stages[i].stage - p_.stages.data())];
-          if (end > done[i]) {
-            run_stage_at(room, stages[i], r, done[i], end);
-            done[i] = end;
-          }
-          ready = std::min(ready, done[i]);
-        }
-        pair_->ready.store(r * width + ready, std::memory_order_release);
+    for (Patience wait; !over.load(std::memory_order_relaxed);) {
+      if (done_.load(std::memory_order_acquire) < next_.load(std::memory_order_relaxed) || !advance(room)) {
+        wait();
+      } else {
+        wait = {};
       }
     }
   }
@@ -503,9 +476,9 @@ class Sampler {
     return static_cast<const T*>(args_.conditions[s.condition]) + index * s.outputs;
   }
 
-  // --- two threads
+  // --- stages of a row, ahead of its pixels
 
-  // How many columns a row stage is behind the pixels above it, and how many of a row's stages a pixel needs.
+  // How many columns a stage of a row is behind the pixels above, and how far right of itself a pixel reads.
   void find_lags() {
     lags_.assign(p_.stages.size(), 0);
     std::vector<int64_t> of_plane(p_.planes.size(), 0);
@@ -520,12 +493,56 @@ class Sampler {
     };
     for (const Stage* s : of_row_) {
       int64_t& lag = lags_[size_t(s - p_.stages.data())];
-      each_read(*s, [&](int64_t plane, int64_t dx) { lag = std::max(lag, of_plane[size_t(plane)] + right(plane, dx)); });
+      each_read(*s,
+                [&](int64_t plane, int64_t dx) { lag = std::max(lag, of_plane[size_t(plane)] + right(plane, dx)); });
       of_plane[size_t(s->out)] = std::max(of_plane[size_t(s->out)], lag);
     }
     for (const Stage& s : p_.stages) {
       if (s.when() == Phase::kRow) continue;
       each_read(s, [&](int64_t plane, int64_t dx) { reach_ = std::max(reach_, right(plane, dx)); });
+    }
+  }
+
+  void begin_ahead(int64_t r) {
+    ahead_.row = r;
+    ahead_.stages = in_row(of_row_, r);
+    ahead_.ends.assign(ahead_.stages.size(), 0);
+  }
+
+  // Computes what the pixels that are done allow; false: another thread is at it.
+  bool advance(Room& room) {
+    if (busy_.test_and_set(std::memory_order_acquire)) return false;
+    const int64_t width = p_.width, r = ahead_.row;
+    const int64_t above = std::min(width, done_.load(std::memory_order_acquire) - (r - 1) * width);
+    int64_t ready = width;
+    for (size_t i = 0; i < ahead_.stages.size(); ++i) {
+      const InRow& at = ahead_.stages[i];
+      int64_t& begin = ahead_.ends[i];
+      const int64_t end = above == width ? width : above - lags_[size_t(at.stage - p_.stages.data())];
+      if (end > begin) {
+        run_stage_at(room, at, r, begin, end);
+        begin = end;
+      }
+      ready = std::min(ready, begin);
+    }
+    const int64_t strip = std::max<int64_t>(1, kRows / 2 / count_);  // columns at once: enough for a good tile
+    if (ready < width) {
+      next_.store((r - 1) * width + std::min(width, above + strip), std::memory_order_relaxed);
+    } else if ((r + 1) * width <= last_) {
+      begin_ahead(r + 1);
+      next_.store(r * width + std::min(width, strip), std::memory_order_relaxed);
+    } else {
+      next_.store(area_ + 1, std::memory_order_relaxed);
+    }
+    ready_.store(r * width + ready, std::memory_order_release);
+    busy_.clear(std::memory_order_release);
+    return true;
+  }
+
+  // Makes sure that the stages of the rows are computed for so many columns.
+  void want(Room& room, int64_t columns) {
+    for (Patience wait; ready_.load(std::memory_order_acquire) < columns;) {
+      if (!advance(room)) wait();
     }
   }
 
@@ -743,11 +760,19 @@ class Sampler {
 
   const SamplerArgs& args_;
   const Program& p_;
-  SamplerPair* const pair_;
   const int64_t first_, count_, area_;
   int64_t last_ = -1, reach_ = 0;
   std::vector<int64_t> rows_, offsets_;  // of planes
   std::vector<int64_t> lags_;            // of stages
+  struct {
+    int64_t row;
+    std::vector<InRow> stages;
+    std::vector<int64_t> ends;
+  } ahead_;  // of who holds busy_
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+  // Pixels and columns, counted through the rows: pixels that are done; from how many on there is something to compute
+  // ahead; columns for which that is done.
+  std::atomic<int64_t> done_{0}, next_{0}, ready_{0};
   Scratch<T> planes_{0};
   Scratch<float> logits_{0};
   std::vector<const Stage*> of_row_, of_known_;                // the latter: of pixels, in the program's order
@@ -768,16 +793,19 @@ SamplerEnd run(const SamplerArgs& args, int64_t first, int64_t count, SamplerPai
     ~Leave() {
       if (!pair) return;
       pair->over = true;
-      while (pair->helped && !pair->left) relax();
+      for (Patience wait; pair->helped && !pair->left;) wait();
     }
   } leave{pair};
-  return sampler.emplace(args, first, count, pair).run();
+  sampler.emplace(args, first, count, pair != nullptr);
+  if (pair) pair->sampler = &*sampler;
+  return sampler->run();
 }
 
 template <class T, class W>
 void help(SamplerPair& pair) {
   pair.helped = true;
-  if (!pair.over && reaches(pair, pair.from, 1)) static_cast<Sampler<T, W>*>(pair.sampler)->help();
+  for (Patience wait; !pair.over && !pair.sampler;) wait();
+  if (!pair.over) static_cast<Sampler<T, W>*>(pair.sampler.load())->help(pair.over);
   pair.left = true;
 }
 

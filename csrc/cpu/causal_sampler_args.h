@@ -27,14 +27,11 @@ struct SamplerArgs {
 
 enum class SamplerEnd : int { kDone, kStopped, kBadLogits, kBadMixture };
 
-// Of two threads that draw the same images: how far each is. Pixels and columns are counted through the rows.
+// Where the two threads of some images meet.
 struct SamplerPair {
-  void* sampler = nullptr;         // the first thread's; there for the second one once `from` is
-  std::atomic<int64_t> from{0};    // the first row whose ROW stages are the second thread's; 0: none yet
-  std::atomic<int64_t> drawn{0};   // pixels that are known or drawn
-  std::atomic<int64_t> ready{0};   // columns for which the second thread has computed its stages
-  std::atomic<bool> helped{false}, left{false};  // whether the second thread has come, and gone
-  std::atomic<bool> over{false};                 // nothing is left for it
+  std::atomic<void*> sampler{nullptr};           // the first one's, once it has begun
+  std::atomic<bool> over{false};                 // nothing is left to do
+  std::atomic<bool> helped{false}, left{false};  // whether the second one has come, and gone
 };
 
 // By storage type: float, double, bfloat16. run: draws the images [first, first + count), side by side, alone or, where
