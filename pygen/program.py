@@ -26,7 +26,7 @@ At the image's place (r, c) a plane's place is (r // scale, c // scale), to whic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -154,12 +154,12 @@ class Program:
             len(self.stages),
         ]  # fmt: skip
         for plane in self.planes:
-            words += astuple(plane)
+            words += vars(plane).values()
         for stage in self.stages:
             words += [getattr(stage, f.name) for f in _STAGE_FIELDS]
             words.append(len(stage.reads))
             for read in stage.reads:
-                words += astuple(read)
+                words += vars(read).values()
         return torch.tensor(words, device="cpu")
 
     @classmethod
@@ -213,8 +213,8 @@ class Program:
         wanted, output = self._head_channels(), self.planes[self.output]
         _expect(output == Plane(wanted), "the output plane", f"{wanted} channels of scale 1", output)
         numbers = [getattr(stage, f.name) for stage in self.stages for f in _STAGE_FIELDS]
-        numbers += [value for stage in self.stages for read in stage.reads for value in astuple(read)]
-        for value in (*numbers, *(n for plane in self.planes for n in astuple(plane)), *sizes.values()):
+        numbers += [value for stage in self.stages for read in stage.reads for value in vars(read).values()]
+        for value in (*numbers, *(n for plane in self.planes for n in vars(plane).values()), *sizes.values()):
             _expect(-_LARGEST < value < _LARGEST, "every number", "within 2^31", value)
         _expect(self.channels <= 4096, "channels", "at most 4096", self.channels)
         for i, stage in enumerate(self.stages):
@@ -355,8 +355,9 @@ def _expect(fine: bool, name: str, expected: Any, given: Any) -> None:
 
 def pack(weight: Tensor) -> Tensor:
     """A weight [K, N] as panels of columns [ceil(N / 32), K, 32], the last one filled up with zeros."""
-    outputs = weight.shape[1]
-    panels: Tensor = F.pad(weight, (0, -outputs % PANEL)).unflatten(1, (-1, PANEL)).transpose(0, 1)
+    beyond = -weight.shape[1] % PANEL
+    whole = F.pad(weight, (0, beyond)) if beyond else weight
+    panels: Tensor = whole.unflatten(1, (-1, PANEL)).transpose(0, 1)
     return panels.contiguous()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..program import ACTIVATIONS, HEAD, PANEL, PIXEL, ROW, Plane, Program, Read, Stage, pack, written_channels
 from .masked_conv import MaskedConv2d
 
+Columns = Tensor | slice
 Condition = Callable[[Tensor], Tensor]  # the model's condition to [B, N, ...]
 
 
@@ -175,7 +176,7 @@ class ProgramBuilder:
                 0,
                 outputs,
                 group=group,
-                **self._added(bias.detach().to(_wide(bias)), None, torch.arange(outputs)),
+                **self._added(bias.detach().to(_wide(bias)), None, slice(0, outputs)),
                 **self._sum([_Term(Read(plane, 0, 0, 0, inputs), _stored(weight).t())]),
             )
         )
@@ -205,7 +206,7 @@ class ProgramBuilder:
         self.tensors.append(pack(torch.cat([term.weight for term in terms])))
         return {"weight": len(self.tensors) - 1, "reads": tuple(term.read for term in terms)}
 
-    def _added(self, bias: Tensor | int, condition: Condition | None, columns: Tensor) -> dict[str, Any]:
+    def _added(self, bias: Tensor | int, condition: Condition | None, columns: Columns) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if isinstance(bias, Tensor):
             self.tensors.append(bias[columns].contiguous())
@@ -227,7 +228,7 @@ class ProgramBuilder:
         row_taps: Callable[[int], int | None],
         column_taps: Callable[[int], int | None],
         group: int,
-        columns: Tensor,
+        columns: Columns,
     ) -> list[_Term]:
         """What a layer reads for some columns, tap by tap."""
         sources = [Channels(of)] if isinstance(of, int) else of
@@ -310,8 +311,10 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _columns(outputs: int, gated: bool, group: int, groups: int) -> Tensor:
+def _columns(outputs: int, gated: bool, group: int, groups: int) -> Columns:
     """Those of a group; each half has its own in front of a gate."""
+    if groups == 1:
+        return slice(0, outputs)
     c = torch.arange(outputs).view(2 if gated else 1, groups, -1)
     return c[:, group].flatten()
 
