@@ -86,38 +86,24 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
     return refuse("pygen::causal_sampler", &causal_sampler, x, known, noise, words, tensors, conditions, ids, seed,
                   first_sample, step, offset, options);
   };
-  if (!o.admitted() || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1) return refused();
-  const Tensor numbers = words.contiguous();
-  const auto p = program::decode(numbers.const_data_ptr<int64_t>(), numbers.numel());
-  if (!p || !x.is_cpu() || x.scalar_type() != at::kLong || !known.is_cpu() || known.scalar_type() != at::kBool) {
-    return refused();
-  }
-  const int64_t batch = x.dim() == 4 ? x.size(0) : 0;
-  const std::vector<int64_t> size{batch, p->channels, p->height, p->width};
-  const std::vector<int64_t> noise_size{batch, p->draws(), p->height, p->width};
-  const auto weight = std::find_if(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.dim() == 3; });
-  if (weight == tensors.end()) return refused();
-  const auto type = weight->scalar_type();
-  const auto kind = type == at::kFloat ? 0 : type == at::kDouble ? 1 : type == at::kBFloat16 ? 2 : -1;
-  if (x.sizes() != at::IntArrayRef(size) || known.sizes() != x.sizes() || kind < 0 ||
-      (noise &&
-       (!noise->is_cpu() || noise->sizes() != at::IntArrayRef(noise_size) || !float_type(noise->scalar_type())))) {
-    return refused();
-  }
-  Place place(ids, first_sample, step, offset, noise_size);
+  const auto call = SamplerCall::admit(o, x, known, noise, words, tensors);
+  if (!call || !x.is_cpu()) return refused();
+  const program::Program& p = call->program;
+  const int64_t batch = call->batch;
+  Place place(ids, first_sample, step, offset, call->noise_size);
   SamplerTensors taken;
-  if (!place.ok || !taken.take(*p, tensors, conditions, batch, type, at::kCPU)) return refused();
-  Tensor out = empty(size, at::kLong);
+  if (!place.ok || !taken.take(p, tensors, conditions, batch, call->type, at::kCPU)) return refused();
+  Tensor out = empty(call->size, at::kLong);
   out.copy_(x);
   const Tensor dense = known.contiguous(), u = noise ? noise->to(at::kDouble).contiguous() : Tensor();
-  if (!admits_known(*p, out.const_data_ptr<int64_t>(), dense.const_data_ptr<bool>(), batch)) return refused();
+  if (!admits_known(p, out.const_data_ptr<int64_t>(), dense.const_data_ptr<bool>(), batch)) return refused();
   if (noise && u.numel() && !(u.min().item<double>() >= 0 && u.max().item<double>() < 1)) return refused();
   if (!noise) place.draw(seed);
   Tensor log_prob = empty({o.log_prob ? batch : 0}, at::kDouble);
 
-  Progress progress(batch * p->height);
+  Progress progress(batch * p.height);
   SamplerArgs a{};
-  a.program = &*p;
+  a.program = &p;
   a.tensors = taken.weights.data(), a.conditions = taken.conditions.data();
   a.is_map = reinterpret_cast<const bool*>(taken.is_map.data());
   a.x = out.mutable_data_ptr<int64_t>();
@@ -134,6 +120,7 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   const int64_t groups = std::min(batch, threads * rounds), to_each = 2 * groups <= threads ? 2 : 1;
   std::vector<SamplerPair> pairs(to_each == 2 ? size_t(groups) : 0);
   const auto& tier = kernels<SamplerKernels>();
+  const int kind = call->type == at::kFloat ? 0 : call->type == at::kDouble ? 1 : 2;
   std::atomic<int> end{int(SamplerEnd::kDone)};
   at::parallel_for(0, groups * to_each, 1, [&](int64_t first, int64_t last) {
     for (; first < last && end == int(SamplerEnd::kDone); ++first) {

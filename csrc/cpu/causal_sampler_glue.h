@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "common/pixel_program.h"
+#include "glue.h"
 #include "options.h"
 
 namespace pygen {
@@ -31,6 +34,36 @@ struct SamplerOptions {
     constexpr double kLeast = 1e-38;
     const bool warm = temperature >= kLeast && temperature <= 1 / kLeast;
     return ok && (temperature == 0 || warm) && top_k >= 0 && top_k < int64_t(1) << 31 && top_p > 0 && top_p <= 1;
+  }
+};
+
+// A call whose arguments fit together, but for what a program's stages take and what levels and masks hold.
+struct SamplerCall {
+  program::Program program;
+  at::ScalarType type;  // of weights: float, double or bfloat16
+  int64_t batch;
+  std::vector<int64_t> size, noise_size;
+
+  static std::optional<SamplerCall> admit(const SamplerOptions& o, const at::Tensor& x, const at::Tensor& known,
+                                          const std::optional<at::Tensor>& noise, const at::Tensor& words,
+                                          at::TensorList tensors) {
+    if (!o.admitted() || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1) return {};
+    const at::Tensor numbers = words.contiguous();
+    auto p = program::decode(numbers.const_data_ptr<int64_t>(), numbers.numel());
+    const auto weight = std::find_if(tensors.begin(), tensors.end(), [](const auto& t) { return t.dim() == 3; });
+    if (!p || weight == tensors.end() || x.dim() != 4) return {};
+    const int64_t batch = x.size(0);
+    SamplerCall call{std::move(*p), weight->scalar_type(), batch, {}, {}};
+    call.size = {batch, call.program.channels, call.program.height, call.program.width};
+    call.noise_size = {batch, call.program.draws(), call.program.height, call.program.width};
+    const auto fits = [&](const at::Tensor& t, const std::vector<int64_t>& sizes) {
+      return t.device() == x.device() && t.sizes() == at::IntArrayRef(sizes);
+    };
+    const bool stored = call.type == at::kFloat || call.type == at::kDouble || call.type == at::kBFloat16;
+    if (!stored || x.scalar_type() != at::kLong || known.scalar_type() != at::kBool) return {};
+    if (!fits(x, call.size) || !fits(known, call.size)) return {};
+    if (noise && (!fits(*noise, call.noise_size) || !float_type(noise->scalar_type()))) return {};
+    return call;
   }
 };
 

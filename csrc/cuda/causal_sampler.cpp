@@ -8,7 +8,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -27,13 +26,6 @@ using at::Tensor;
 using cuda_sampler::Storage;
 using OptionalTensor = std::optional<Tensor>;
 
-std::optional<Storage> storage_of(at::ScalarType type) {
-  if (type == at::kFloat) return Storage::kFloat;
-  if (type == at::kDouble) return Storage::kDouble;
-  if (type == at::kBFloat16) return Storage::kBFloat16;
-  return {};
-}
-
 std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, const OptionalTensor& noise,
                                           const Tensor& words, at::TensorList tensors, at::TensorList conditions,
                                           const Tensor& ids, Seed seed, int64_t first_sample, int64_t step,
@@ -43,39 +35,27 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
     return refuse("pygen::causal_sampler", &causal_sampler, x, known, noise, words, tensors, conditions, ids, seed,
                   first_sample, step, offset, options);
   };
+  const auto call = SamplerCall::admit(o, x, known, noise, words, tensors);
+  if (!call || !x.is_cuda() || call->batch == 0) return refused();
   const auto device = x.device();
-  if (!o.admitted() || !words.is_cpu() || words.scalar_type() != at::kLong || words.dim() != 1) return refused();
-  const Tensor numbers = words.contiguous();
-  const auto p = program::decode(numbers.const_data_ptr<int64_t>(), numbers.numel());
-  const auto weight = std::find_if(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.dim() == 3; });
-  if (!p || weight == tensors.end() || !x.is_cuda() || x.scalar_type() != at::kLong || known.device() != device ||
-      known.scalar_type() != at::kBool) {
-    return refused();
-  }
-  const int64_t batch = x.dim() == 4 ? x.size(0) : 0;
-  const std::vector<int64_t> size{batch, p->channels, p->height, p->width};
-  const std::vector<int64_t> noise_size{batch, p->draws(), p->height, p->width};
-  const auto storage = storage_of(weight->scalar_type());
-  if (batch == 0 || x.sizes() != at::IntArrayRef(size) || known.sizes() != x.sizes() || !storage ||
-      (noise && (noise->device() != device || noise->sizes() != at::IntArrayRef(noise_size) ||
-                 !float_type(noise->scalar_type())))) {
-    return refused();
-  }
+  const auto storage = call->type == at::kFloat    ? Storage::kFloat
+                       : call->type == at::kDouble ? Storage::kDouble
+                                                   : Storage::kBFloat16;
   const c10::cuda::CUDAGuard guard(device);
-  Place place(ids, first_sample, step, offset, noise_size, device);
+  Place place(ids, first_sample, step, offset, call->noise_size, device);
   SamplerTensors taken;
-  if (!place.ok || !taken.take(*p, tensors, conditions, batch, weight->scalar_type(), device)) return refused();
-  auto plan = cuda_sampler::flatten(*p, taken.weights, taken.conditions, taken.is_map,
-                                    *storage == Storage::kDouble ? sizeof(double) : sizeof(float));
+  if (!place.ok || !taken.take(call->program, tensors, conditions, call->batch, call->type, device)) return refused();
+  auto plan = cuda_sampler::flatten(call->program, taken.weights, taken.conditions, taken.is_map,
+                                    storage == Storage::kDouble ? sizeof(double) : sizeof(float));
   if (!plan) return refused();
   if (!noise) place.draw(seed);
 
-  Tensor out = at::empty(size, x.options());
+  Tensor out = at::empty(call->size, x.options());
   out.copy_(x);
   const Tensor dense = known.contiguous(), u = noise ? noise->to(at::kDouble).contiguous() : Tensor();
-  Tensor log_prob = at::empty({o.log_prob ? batch : 0}, x.options().dtype(at::kDouble));
+  Tensor log_prob = at::empty({o.log_prob ? call->batch : 0}, x.options().dtype(at::kDouble));
   cuda_sampler::Launch& a = plan->launch;
-  a.batch = batch;
+  a.batch = call->batch;
   a.x = out.mutable_data_ptr<int64_t>();
   a.known = dense.const_data_ptr<bool>();
   a.noise = noise ? u.const_data_ptr<double>() : nullptr;
@@ -87,7 +67,7 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   // What is freed when this returns is used again in the order of the stream alone.
   const auto stream = c10::cuda::getCurrentCUDAStream();
   int blocks = 0;
-  C10_CUDA_CHECK(cuda_sampler::sampler_blocks(a, *storage, device.index(), &blocks));
+  C10_CUDA_CHECK(cuda_sampler::sampler_blocks(a, storage, device.index(), &blocks));
   const auto bytes = x.options().dtype(at::kByte);
   Tensor program = at::empty({int64_t(plan->memory.size())}, bytes);
   Tensor scratch = at::empty({blocks * a.scratch_size}, bytes);
@@ -95,7 +75,7 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   a.scratch = static_cast<char*>(scratch.mutable_data_ptr());
   C10_CUDA_CHECK(cuda_sampler::sampler_store(plan->memory.data(), int64_t(plan->memory.size()),
                                              static_cast<char*>(program.mutable_data_ptr()), stream));
-  C10_CUDA_CHECK(cuda_sampler::sampler_launch(a, *storage, blocks, stream));
+  C10_CUDA_CHECK(cuda_sampler::sampler_launch(a, storage, blocks, stream));
   return {out, log_prob};
 }
 
