@@ -20,6 +20,7 @@ OPS = (
     "logistic_mixture",
     "pixelcnn",
     "causal_sampler",
+    "diffusion_step",
 )
 
 MODES = ("fwd", "bwd", "full", "call")
@@ -64,6 +65,7 @@ class Problem:
         that draws, the fraction of samples that may be others than the reference's, whose sums round differently.
     repeats: peers that take minutes, by how often they have to be called for what the op does at once: one call is
         timed, and its time multiplied. Their factories see to it that they compute the same.
+    rounds: of an op that draws: its results are the reference's to a unit in the last place, not bit by bit.
     slack: times the usual bounds of every arm, for nets, whose layers amplify each other's rounding.
     """
 
@@ -75,6 +77,7 @@ class Problem:
     peers: dict[str, Callable[[], Function]] = field(default_factory=dict)
     likes: dict[str, Inputs] = field(default_factory=dict)
     tolerance: float = 0.0
+    rounds: bool = False
     slack: float = 1.0
     repeats: dict[str, int] = field(default_factory=dict)
 
