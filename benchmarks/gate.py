@@ -100,8 +100,9 @@ class DrawGate:
     """Judges arms that draw random numbers.
 
     Ours: the reference's bits, for the same state of torch's generator, or its numbers to a unit in the last place of
-    the largest if it `rounds`; where rounding decides some draws, in all samples but a fraction `tolerance`. Baselines: shape, dtype, and mean and standard deviation to a tenth of the
-    latter, and to what chance makes of few draws: the same distribution, not another one.
+    the largest if it `rounds`; where rounding decides some draws, in all samples but a fraction `tolerance`.
+    Baselines: shape, dtype, and mean and standard deviation to a tenth of the latter, and to what chance makes of few
+    draws: the same distribution, not another one.
     """
 
     def __init__(self, problem: Problem) -> None:

@@ -20,12 +20,12 @@ REACH = 2**31 - BLOCK  # of 32-bit offsets: leaves room for the lanes past the l
 
 
 @triton.jit
-def _coefficient(values, table, row, there, I: tl.constexpr, ACC: tl.constexpr):
-    """Column I: of the values, float32, which the host has read, or of a row of the table; NaN if that is not there."""
+def _coefficient(values, table, row, there, N: tl.constexpr, ACC: tl.constexpr):
+    """Column N: of the values, float32, which the host has read, or of a row of the table; NaN if that is not there."""
     if table is None:
-        return values[I]
+        return values[N]
     else:
-        return tl.where(there, tl.load(table + row + I).to(ACC), float("nan"))
+        return tl.where(there, tl.load(table + row + N).to(ACC), float("nan"))
 
 
 @triton.jit

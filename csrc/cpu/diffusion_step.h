@@ -3,6 +3,8 @@
 // A group of vectors is in registers at once: x, g, x0 and a result of each. Which tensors there are, and of which
 // type, is found at run time: branches that always go the same way, beside memory that is waited for.
 #pragma once
+#include <limits>
+
 #include "diffusion_step_args.h"
 #include "stream.h"
 #include "vmath.h"
@@ -152,78 +154,93 @@ PYGEN_INLINE void each_vector(Vec<T>* v, const F& f) {
   for (int k = 0; k < N; ++k) v[k] = f(k);
 }
 
-// n elements from i on, at most N vectors. noise: element 0 of it is element `first`.
-template <int N, class T>
+// n elements from i on, at most N vectors. noise: element 0 of it is element `first`. kPlain: no noise, nothing known;
+// a form of its own, since vectors that may not be used are nevertheless kept.
+template <bool kPlain, int N, class T>
 PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, const StepInput& noise, int64_t first,
                                int64_t i, int64_t n) {
   using V = Vec<T>;
   using at::vec::fmadd;
-  V x[N], g[N], x0[N], z[N], kept[N], other[N], y[N];
-  const auto load = [&](V* v, const StepInput& from) __attribute__((always_inline)) { load_vectors<N>(v, from, i, n); };
-  load(x, a.x);
+  V x[N], g[N], x0[N];
+  load_vectors<N>(x, a.x, i, n);
   each_vector<N>(g, [](int) { return V(T(0)); });
   for (int j = 0; j < a.outputs; ++j) {
-    load(other, a.output[j]);
-    each_vector<N>(g, [&](int k) { return fmadd(V(c.weight[j]), other[k], g[k]); });
+    V m[N];
+    load_vectors<N>(m, a.output[j], i, n);
+    each_vector<N>(g, [&](int k) { return fmadd(V(c.weight[j]), m[k], g[k]); });
   }
   if (a.rescale) each_vector<N>(g, [&](int k) { return g[k] * V(c.rescale); });
-  each_vector<N>(x0, [&](int k) { return at::vec::clamp(fmadd(V(c.p), x[k], V(c.q) * g[k]), V(-c.clip), V(c.clip)); });
+  each_vector<N>(x0, [&](int k) { return fmadd(V(c.p), x[k], V(c.q) * g[k]); });
+  if (c.clip != std::numeric_limits<T>::infinity()) {
+    const V high(c.clip), low(-c.clip);
+    each_vector<N>(x0, [&](int k) { return at::vec::clamp(x0[k], low, high); });
+  }
   if (a.threshold) {
     const V s(c.threshold), low(-c.threshold);
     each_vector<N>(x0, [&](int k) { return at::vec::clamp(x0[k], low, s) / s; });
   }
 
-  if (noise.data) load_vectors<N>(z, noise, i - first, n);
-  if (a.known.data) {
-    load(kept, a.known);
-    each_vector<N>(kept, [&](int k) { return V(c.known) * kept[k]; });
-    const bool own = a.known_noise.data;
-    if (own) load(other, a.known_noise);
-    if (own || noise.data) {
-      each_vector<N>(kept, [&](int k) { return fmadd(V(c.known_noise), own ? other[k] : z[k], kept[k]); });
+  V z[N], kept[N];
+  if constexpr (!kPlain) {
+    if (noise.data) load_vectors<N>(z, noise, i - first, n);
+    if (a.known.data) {
+      load_vectors<N>(kept, a.known, i, n);
+      each_vector<N>(kept, [&](int k) { return V(c.known) * kept[k]; });
+      if (a.known_noise.data) {
+        V own[N];
+        load_vectors<N>(own, a.known_noise, i, n);
+        each_vector<N>(kept, [&](int k) { return fmadd(V(c.known_noise), own[k], kept[k]); });
+      } else if (noise.data) {
+        each_vector<N>(kept, [&](int k) { return fmadd(V(c.known_noise), z[k], kept[k]); });
+      }
     }
-  }
-  if (noise.data && a.log_std.data) {
-    load(other, a.log_std);
-    each_vector<N>(z, [&](int k) {
-      const Exp<T> e = exp_parts(fmadd(V(c.slope), other[k], V(c.log_std)));
-      return scale2(e.m, e.n) * z[k];
-    });
+    if (noise.data && a.log_std.data) {
+      V l[N];
+      load_vectors<N>(l, a.log_std, i, n);
+      each_vector<N>(z, [&](int k) {
+        const Exp<T> e = exp_parts(fmadd(V(c.slope), l[k], V(c.log_std)));
+        return scale2(e.m, e.n) * z[k];
+      });
+    }
   }
 
   for (int r = 0; r < a.results; ++r) {
     const StepRow<T>& row = c.row[r];
+    V y[N];
     each_vector<N>(y, [&](int k) { return fmadd(V(row.b), x0[k], fmadd(V(row.e), g[k], V(row.a) * x[k])); });
-    if (noise.data) each_vector<N>(y, [&](int k) { return fmadd(V(row.d), z[k], y[k]); });
+    if (!kPlain && noise.data) each_vector<N>(y, [&](int k) { return fmadd(V(row.d), z[k], y[k]); });
     for (int h = 0; h < a.history; ++h) {
-      load(other, a.past[h]);
-      each_vector<N>(y, [&](int k) { return fmadd(V(row.past[h]), other[k], y[k]); });
+      V past[N];
+      load_vectors<N>(past, a.past[h], i, n);
+      each_vector<N>(y, [&](int k) { return fmadd(V(row.past[h]), past[k], y[k]); });
     }
-    if (r == 0 && a.known.data) {
-      load(other, a.mask);
-      each_vector<N>(y, [&](int k) { return fmadd(other[k], kept[k], (V(T(1)) - other[k]) * y[k]); });
+    if (!kPlain && r == 0 && a.known.data) {
+      V m[N];
+      load_vectors<N>(m, a.mask, i, n);
+      each_vector<N>(y, [&](int k) { return fmadd(m[k], kept[k], (V(T(1)) - m[k]) * y[k]); });
     }
     store_vectors<N>(a.result[r], i, y, n, a.stream);
     if (r == 0 && a.copies) {
-      each_vector<N>(other, [&](int k) { return V(c.scale) * y[k]; });
+      V u[N];
+      each_vector<N>(u, [&](int k) { return V(c.scale) * y[k]; });
       for (int64_t batch = 0; batch < a.copies; ++batch) {
-        store_vectors<N>(a.next, batch * a.elements + i, other, n, a.stream);
+        store_vectors<N>(a.next, batch * a.elements + i, u, n, a.stream);
       }
     }
   }
 }
 
-template <class T>
-void diffusion_step(const StepArgs& a, int64_t begin, int64_t end) {
+template <bool kPlain, class T>
+void step_elements(const StepArgs& a, int64_t begin, int64_t end) {
   constexpr int64_t kVector = Vec<T>::size(), kGroup = kStepVectors * kVector;
   StepCoefficients<T> c;
   int64_t read = -1;  // the run that c is of
-  alignas(64) float drawn[kStepBlock];
+  alignas(64) float drawn[kPlain ? 1 : kStepBlock];
   StepInput noise = a.noise;
   int64_t first = 0;
   for (int64_t block = begin; block < end; block += kStepBlock) {
     const int64_t stop = std::min(end, block + kStepBlock);
-    if (a.draws) {
+    if (!kPlain && a.draws) {
       fill_values<Distribution::kNormal>(a.place, block, stop, drawn);
       noise = {drawn, Storage::kF32};
       first = block;
@@ -231,12 +248,18 @@ void diffusion_step(const StepArgs& a, int64_t begin, int64_t end) {
     for (int64_t i = block; i < stop;) {
       const int64_t run = i / a.run, last = std::min(stop, (run + 1) * a.run);
       if (run != read) c.read(a, run), read = run;
-      for (; i + kGroup <= last; i += kGroup) step_vectors<kStepVectors>(a, c, noise, first, i, kGroup);
-      for (; i < last; i += kVector) step_vectors<1>(a, c, noise, first, i, std::min(kVector, last - i));
+      for (; i + kGroup <= last; i += kGroup) step_vectors<kPlain, kStepVectors>(a, c, noise, first, i, kGroup);
+      for (; i < last; i += kVector) step_vectors<kPlain, 1>(a, c, noise, first, i, std::min(kVector, last - i));
       i = last;
     }
   }
   if (a.stream) stream_fence();
+}
+
+template <class T>
+void diffusion_step(const StepArgs& a, int64_t begin, int64_t end) {
+  const bool plain = !a.draws && !a.noise.data && !a.known.data;
+  return plain ? step_elements<true, T>(a, begin, end) : step_elements<false, T>(a, begin, end);
 }
 
 }  // namespace
