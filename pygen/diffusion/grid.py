@@ -53,7 +53,7 @@ def spread(kind: Sigmas, count: int, smallest: float, largest: float, rho: float
         case "beta":
             return schedules.beta(count, smallest, largest)
         case "lu":
-            return np.exp(np.linspace(math.log(largest), math.log(smallest), count))
+            return schedules.lu(count, smallest, largest)
     raise ValueError(
         f"expected sigmas as table, log_linear, karras, exponential, polyexponential, beta or lu, got {kind!r}"
     )
@@ -108,10 +108,12 @@ class Discrete:
         one_more: bool = False,
         whole: bool = True,
         timesteps: Sequence[float] | None = None,
+        whole_times: Literal["round", "floor"] | None = None,
     ) -> Grid:
         """space: table, of the products at whole times; vp and ve, of sigmas in float32, which may be between.
 
-        timesteps: falling, instead of `steps` by `spacing`.
+        timesteps: falling, instead of `steps` by `spacing`. whole_times: what a network is told where sigmas are not
+        the table's; None: what is exact.
         """
         total = len(self.alphas_cumprod)
         if timesteps is not None:
@@ -120,19 +122,22 @@ class Discrete:
             times = schedules.timesteps(spacing, steps, total, offset=offset, one_more=one_more, whole=whole)
         if space == "table":
             levels = [cumulative(float(self.alphas_cumprod[int(t)])) for t in times]
-            last = Level(1.0, 0.0) if self.last == "zero" else cumulative(float(self.alphas_cumprod[0]))
+            end = Level(1.0, 0.0) if self.last == "zero" else cumulative(float(self.alphas_cumprod[0]))
             return Grid(
-                tuple(times.tolist()), (*levels, last), lambda at: math.nan, lambda at: 1.0, 1.0, self.prediction
+                tuple(times.tolist()), (*levels, end), lambda at: math.nan, lambda at: 1.0, 1.0, self.prediction
             )
         values = schedules.interpolated(times, self._table)
-        if sigmas == "log_linear":
-            values = np.exp(np.linspace(math.log(self._table[-1]), math.log(self._table[0]), steps + 1))[:-1]
+        last = 0.0 if self.last == "zero" else float(self._table[0])
+        if sigmas == "log_linear":  # down to the table's smallest
+            ends = math.log(self._table[-1]), math.log(self._table[0])
+            *values, last = torch.linspace(*ends, len(times) + 1).exp().tolist()
         elif sigmas != "table":
             ends = (values[-1], values[0]) if space == "ve" else (self._table[0], self._table[-1])
-            values = spread(sigmas, steps, *map(float, ends), rho)
+            values = spread(sigmas, len(times), *map(float, ends), rho)
             times = schedules.sigma_to_t(values, self._table)
-        last_sigma = 0.0 if self.last == "zero" else self._table[0]
-        rounded = np.append(values, last_sigma).astype(np.float32).tolist()
+            if whole_times is not None:
+                times = times.round() if whole_times == "round" else np.floor(times)
+        rounded = np.append(values, last).astype(np.float32).tolist()
         level = vp if space == "vp" else ve
         return Grid(
             tuple(times.tolist()),

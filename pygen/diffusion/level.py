@@ -91,7 +91,7 @@ def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5) -> Pre
             x0 = (sigma_data / r) ** 2 * X + sigma * sigma_data / r * G
             return Predicted(x0, sigma / r**2 * X - sigma_data / r * G)
     raise ValueError(
-        "expected prediction as epsilon, sample, v_prediction, flow_prediction, score or edm, " f"got {prediction!r}"
+        f"expected prediction as epsilon, sample, v_prediction, flow_prediction, score or edm, got {prediction!r}"
     )
 
 

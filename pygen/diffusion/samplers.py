@@ -77,7 +77,7 @@ def lcm(grid: Grid, *, sigma_data: float = 0.5, time_scale: float = 10.0) -> Ste
 
 def _churned(
     grid: Grid,
-    stages: Callable[[Grid, float, Level, Level], Steps],
+    stages: Callable[[Grid, float, Level, Level, float | None], Steps],
     churn: float,
     churn_from: float,
     churn_to: float,
@@ -93,7 +93,9 @@ def _churned(
     if noisier[0] != pairs[0][1]:
         yield Evaluation(None, pairs[0][1], _with_noise(Step(0.0, 0.0, (X,)), pairs[0][1], noisier[0], noise_scale))
     for i, (t, now, then) in enumerate(pairs):
-        *first, last = stages(grid, t if noisier[i] == now else grid.time_of(noisier[i]), noisier[i], then)
+        asked = t if noisier[i] == now else grid.time_of(noisier[i])
+        t_then = grid.times[i + 1] if i + 1 < len(pairs) else None
+        *first, last = stages(grid, asked, noisier[i], then, t_then)
         yield from first
         if i + 1 < len(pairs) and noisier[i + 1] != then:
             last = replace(last, step=_with_noise(last.step, then, noisier[i + 1], noise_scale))
@@ -109,19 +111,20 @@ def _with_noise(step: Step, now: Level, then: Level, scale: float) -> Step:
     return replace(step, rows=(row, *step.rows[1:]))
 
 
-def _euler(grid: Grid, t: float, now: Level, then: Level) -> Steps:
+def _euler(grid: Grid, t: float, now: Level, then: Level, t_then: float | None = None) -> Steps:
     yield Evaluation(t, now, two_stage.euler(now, then, grid.predicted(now)))
 
 
-def _heun(grid: Grid, t: float, now: Level, then: Level) -> Steps:
+def _heun(grid: Grid, t: float, now: Level, then: Level, t_then: float | None) -> Steps:
     if then.sigma == 0 or now == then:
         yield from _euler(grid, t, now, then)
         return
     yield Evaluation(t, now, two_stage.heun_first(now, then, grid.predicted(now)))
-    yield Evaluation(grid.time_of(then), then, two_stage.heun_second(now, then, grid.predicted(then)))
+    t_then = grid.time_of(then) if t_then is None else t_then
+    yield Evaluation(t_then, then, two_stage.heun_second(now, then, grid.predicted(then)))
 
 
-def _midpoint(grid: Grid, t: float, now: Level, then: Level, std: float = 0.0) -> Steps:
+def _midpoint(grid: Grid, t: float, now: Level, then: Level, t_then: float | None = None, std: float = 0.0) -> Steps:
     if then.sigma == 0 or now == then:
         step = two_stage.euler(now, then, grid.predicted(now))
         yield Evaluation(t, now, _noised(step, std))
@@ -150,7 +153,7 @@ def dpm2(
 def dpm2_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Steps:
     for t, now, then in _pairs(grid):
         down, std = two_stage.descent(now, then, eta)
-        yield from _midpoint(grid, t, now, down, std * noise_scale)
+        yield from _midpoint(grid, t, now, down, std=std * noise_scale)
 
 
 def dpmpp_2s(grid: Grid, *, eta: float = 0.0, noise_scale: float = 1.0) -> Steps:
@@ -179,7 +182,14 @@ def dpmpp_sde(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, share: 
             continue
         middle = two_stage.log_middle(now, then, share)
         first, second = two_stage.dpmpp_sde(
-            now, middle, then, grid.predicted(now), grid.predicted(middle), eta=eta, share=share, noise_scale=noise_scale
+            now,
+            middle,
+            then,
+            grid.predicted(now),
+            grid.predicted(middle),
+            eta=eta,
+            share=share,
+            noise_scale=noise_scale,
         )
         yield Evaluation(t, now, first)
         yield Evaluation(grid.time_of(middle), middle, second)
@@ -285,7 +295,9 @@ def pndm(grid: Grid) -> Steps:
             row = adams.pndm(now, then, model, mean, H(0))
             yield Evaluation(grid.times[1], then, Step(*at_then.data, (row,), keep=("h1",)))
         else:
-            yield Evaluation(t, now, Step(*model.data, (adams.pndm(now, then, model, output), G), keep=("y1", "h0", "h1")))
+            yield Evaluation(
+                t, now, Step(*model.data, (adams.pndm(now, then, model, output), G), keep=("y1", "h0", "h1"))
+            )
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------

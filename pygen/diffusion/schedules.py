@@ -133,15 +133,19 @@ def polyexponential(count: int, smallest: float, largest: float, rho: float = 1.
     return np.exp(np.linspace(1, 0, count) ** rho * (high - low) + low)
 
 
+def lu(count: int, smallest: float, largest: float) -> Floats:
+    """Even in log sigma, which is rounded to float32, falling: Lu et al. 2022 (2206.00927), section 3.4."""
+    low, high = np.log(np.array([smallest, largest], np.float32)).tolist()
+    return np.exp(high + np.linspace(0, 1, count) * (low - high))
+
+
 def beta(count: int, smallest: float, largest: float, a: float = 0.6, b: float = 0.6) -> Floats:
     """At the quantiles of a beta distribution, falling: Lee et al. 2024 (2407.12173)."""
     quantiles = [_beta_quantile(p, a, b) for p in 1 - np.linspace(0, 1, count)]
     return smallest + np.array(quantiles) * (largest - smallest)
 
 
-def vp_sigmas(
-    count: int, beta_d: float = 19.9, beta_min: float = 0.1, smallest_t: float = 1e-3
-) -> Floats:
+def vp_sigmas(count: int, beta_d: float = 19.9, beta_min: float = 0.1, smallest_t: float = 1e-3) -> Floats:
     """Of the continuous variance-preserving SDE: Karras et al. 2022 (2206.00364), table 1."""
     t = np.linspace(1, smallest_t, count)
     return np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t))

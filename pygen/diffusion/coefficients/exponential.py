@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -61,8 +62,6 @@ def integrate(
     if now == then:
         return x
     h = then.lam - now.lam
-    if math.isinf(h):  # no noise is left, or no data were there: what came before says nothing
-        differences = differences[:1]
     if space == "data":
         z, factor = -(1 + eta) * h, then.alpha
         row = then.sigma / now.sigma * math.exp(-eta * h) * x if then.sigma else Row()
@@ -110,12 +109,11 @@ def dpm_multistep(
 
 
 def _backward(then: Level, now: Level, before: Sequence[Level], m: Row) -> list[Row]:
-    """D_0, D_1, D_2 at `now` from what was said there and before; fewer where levels repeat."""
+    """D_0, D_1, D_2 at `now` from what was said there and before; fewer where levels repeat or have no data or noise."""
     h = then.lam - now.lam
-    past = [now, *before]
-    gaps = [a.lam - b.lam for a, b in zip(past, before)]
-    gaps = gaps[: next((i for i, gap in enumerate(gaps) if gap == 0), len(gaps))]
-    if not gaps or h == 0:
+    gaps = [a.lam - b.lam for a, b in zip([now, *before], before)]
+    gaps = list(takewhile(lambda gap: gap != 0 and not math.isinf(gap), gaps))
+    if not gaps or h == 0 or math.isinf(h):
         return [m]
     said = [m, *(H(i) for i in range(len(gaps)))]
     slopes = [h / gap * (a - b) for gap, a, b in zip(gaps, said, said[1:])]

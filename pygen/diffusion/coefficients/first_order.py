@@ -65,9 +65,7 @@ def ddim(
     return Step(*model.data, (row,))
 
 
-def ddpm(
-    now: Level, then: Level, model: Predicted, *, variance: Variance = "fixed_small", noisy: bool = True
-) -> Step:
+def ddpm(now: Level, then: Level, model: Predicted, *, variance: Variance = "fixed_small", noisy: bool = True) -> Step:
     """Ho et al. 2020 (2006.11239), eq. 7: the posterior's mean, and a choice of variance.
 
     variance: fixed_small, the posterior's; fixed_large, beta; learned_range, between the two by the network's further
