@@ -24,7 +24,7 @@ Space = Literal["table", "vp", "ve"]
 class Grid:
     """n evaluations between n + 1 levels, and what the network says at each.
 
-    time_of: the time that the network is told at a level between.
+    time_of: the time that the network is told at a level between. level_of: its inverse, at whole times of a table.
     scale: what a state of a level is multiplied by to be the network's input.
     start: the standard deviation of a first state, of pure noise.
     """
@@ -36,9 +36,11 @@ class Grid:
     start: float
     prediction: Prediction
     sigma_data: float = 0.5
+    smallest: float = 0.0
+    level_of: Callable[[int], Level] | None = None
 
     def predicted(self, at: Level) -> Predicted:
-        return predicted(self.prediction, at, self.sigma_data)
+        return predicted(self.prediction, at, self.sigma_data, self.smallest)
 
 
 def spread(kind: Sigmas, count: int, smallest: float, largest: float, rho: float | None = None) -> Floats:
@@ -96,6 +98,9 @@ class Discrete:
             finite[-1] = 2**-24
         return schedules.table_sigmas(finite)
 
+    def _level(self, time: float) -> Level:
+        return cumulative(float(self.alphas_cumprod[int(time)]))
+
     def grid(
         self,
         steps: int,
@@ -121,10 +126,14 @@ class Discrete:
         else:
             times = schedules.timesteps(spacing, steps, total, offset=offset, one_more=one_more, whole=whole)
         if space == "table":
-            levels = [cumulative(float(self.alphas_cumprod[int(t)])) for t in times]
-            end = Level(1.0, 0.0) if self.last == "zero" else cumulative(float(self.alphas_cumprod[0]))
             return Grid(
-                tuple(times.tolist()), (*levels, end), lambda at: math.nan, lambda at: 1.0, 1.0, self.prediction
+                tuple(times.tolist()),
+                (*map(self._level, times), Level(1.0, 0.0) if self.last == "zero" else self._level(0)),
+                lambda at: math.nan,
+                lambda at: 1.0,
+                1.0,
+                self.prediction,
+                level_of=self._level,
             )
         values = schedules.interpolated(times, self._table)
         last = 0.0 if self.last == "zero" else float(self._table[0])
@@ -176,7 +185,7 @@ class Flow:
                 smallest = float(schedules.shifted(np.float32(smallest), np.float32(self.shift)))
             values = np.linspace(1.0, smallest, steps)
         else:
-            values = np.array(sigmas, dtype=np.float32).astype(np.float64)
+            values = np.array(sigmas, dtype=np.float32)  # and so it stays: peers shift it in float32
         if mu is None:
             values = schedules.shifted(values, self.shift)
         else:
@@ -197,22 +206,31 @@ class Flow:
 
 @dataclass(frozen=True)
 class Edm:
-    """Noise of deviation sigma on data of deviation sigma_data: Karras et al. 2022 (2206.00364), table 1."""
+    """Noise of deviation sigma on data of deviation sigma_data: Karras et al. 2022 (2206.00364), table 1.
+
+    A network is told time_scale log(sigma): a quarter of it, or, by consistency models, 250 times it.
+    """
 
     smallest: float = 0.002
     largest: float = 80.0
     sigma_data: float = 0.5
     prediction: Prediction = "edm"
+    time_scale: float = 0.25
 
-    def grid(self, steps: int, *, sigmas: Sigmas = "karras", rho: float | None = None) -> Grid:
-        values = spread(sigmas, steps, self.smallest, self.largest, rho)
+    def grid(self, steps: int, *, sigmas: Sigmas | Sequence[float] = "karras", rho: float | None = None) -> Grid:
+        """sigmas: how they are spread, or which."""
+        if isinstance(sigmas, str):
+            values = spread(sigmas, steps, self.smallest, self.largest, rho)
+        else:
+            values = np.array(sigmas, dtype=np.float64)
         rounded = np.append(values, 0.0).astype(np.float32).tolist()
         return Grid(
-            tuple(math.log(sigma) / 4 for sigma in rounded[:-1]),
+            tuple(self.time_scale * math.log(sigma) for sigma in rounded[:-1]),
             tuple(map(ve, rounded)),
-            lambda at: math.log(at.sigma) / 4,
+            lambda at: self.time_scale * math.log(at.sigma),
             lambda at: 1 / math.hypot(at.sigma, self.sigma_data),
             rounded[0],
             self.prediction,
             self.sigma_data,
+            self.smallest,
         )

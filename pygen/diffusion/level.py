@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from .step import G, Row, X
 
-Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "score", "edm"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "score", "edm", "consistency"]
 
 
 class Level(NamedTuple):
@@ -66,12 +66,13 @@ class Predicted(NamedTuple):
         return self.x0.x, self.x0.g
 
 
-def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5) -> Predicted:
+def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5, smallest: float = 0.0) -> Predicted:
     """x0 and eps from the state and the network's output g, which is
 
     epsilon: eps; sample: x0; score: -eps / sigma; flow_prediction: eps - x0, Liu et al. 2022 (2209.03003);
     v_prediction: (alpha eps - sigma x0) / r with r^2 = alpha^2 + sigma^2, Salimans and Ho 2022 (2202.00512);
-    edm: F of x0 = c_skip x + c_out F, for alpha = 1, Karras et al. 2022 (2206.00364), table 1.
+    edm: F of x0 = c_skip x + c_out F, for alpha = 1, Karras et al. 2022 (2206.00364), table 1; consistency: the same
+    with x0 = x at a sigma of `smallest`, Song et al. 2023 (2303.01469), appendix C.
     """
     alpha, sigma = at
     match prediction:
@@ -90,8 +91,12 @@ def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5) -> Pre
             r = math.hypot(sigma, sigma_data)
             x0 = (sigma_data / r) ** 2 * X + sigma * sigma_data / r * G
             return Predicted(x0, sigma / r**2 * X - sigma_data / r * G)
+        case "consistency":
+            over = sigma - smallest
+            x0 = sigma_data**2 / (over**2 + sigma_data**2) * X + over * sigma_data / math.hypot(sigma, sigma_data) * G
+            return Predicted(x0, (X - x0) / sigma)
     raise ValueError(
-        f"expected prediction as epsilon, sample, v_prediction, flow_prediction, score or edm, got {prediction!r}"
+        f"expected prediction as epsilon, sample, v_prediction, flow_prediction, score, edm or consistency, got {prediction!r}"
     )
 
 

@@ -60,9 +60,11 @@ def euler_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -
 
 
 def consistency(grid: Grid, *, noise_scale: float = 1.0) -> Steps:
-    """The data predicted, and noised anew: consistency models, and flows sampled so."""
+    """The data predicted, and noised anew: consistency models, whose data have the smallest noise, and flows."""
     for t, now, then in _pairs(grid):
-        yield Evaluation(t, now, first_order.consistency(then, grid.predicted(now), noise_scale=noise_scale))
+        least = grid.smallest if grid.prediction == "consistency" else 0.0
+        added = Level(then.alpha, math.sqrt(max(then.sigma**2 - least**2, 0.0)))
+        yield Evaluation(t, now, first_order.consistency(added, grid.predicted(now), noise_scale=noise_scale))
 
 
 def lcm(grid: Grid, *, sigma_data: float = 0.5, time_scale: float = 10.0) -> Steps:
@@ -70,6 +72,16 @@ def lcm(grid: Grid, *, sigma_data: float = 0.5, time_scale: float = 10.0) -> Ste
         r = math.hypot(t * time_scale, sigma_data)
         skip, out = (sigma_data / r) ** 2, t * time_scale / r
         yield Evaluation(t, now, first_order.consistency(then, grid.predicted(now), skip=skip, out=out))
+
+
+def tcd(grid: Grid, *, eta: float = 0.3) -> Steps:
+    """eta: how far below a step's end the data are predicted, as a share of its time."""
+    if grid.level_of is None:
+        raise ValueError("expected a discrete schedule for tcd")
+    for i, (t, now, then) in enumerate(_pairs(grid)):
+        last = i + 1 == len(grid.times)
+        middle = then if last else grid.level_of(math.floor((1 - eta) * grid.times[i + 1]))
+        yield Evaluation(t, now, first_order.trajectory_consistency(now, middle, then, grid.predicted(now)))
 
 
 # --- churn: a state is made noisier before the network is asked -------------------------------------------------------
@@ -319,6 +331,7 @@ SAMPLERS = {
     "ddim-inverse": Sampler(ddim_inverse, "table"),
     "pndm": Sampler(pndm, "table"),
     "lcm": Sampler(lcm, "table"),
+    "tcd": Sampler(tcd, "table"),
     "euler": Sampler(euler, whole=False),
     "euler-ancestral": Sampler(euler_ancestral, whole=False),
     "consistency": Sampler(consistency, whole=False),

@@ -82,14 +82,19 @@ def in_float64(scheduler: Any, noise: Iterator[Tensor]) -> Iterator[None]:
 
 
 def diffusers_loop(
-    scheduler: Any, x: Tensor, net: Network = network, prepare: Callable[[Any], None] = lambda s: None, **options: Any
+    scheduler: Any,
+    x: Tensor,
+    net: Network = network,
+    prepare: Callable[[Any], None] = lambda s: None,
+    numbers: bool = False,
+    **options: Any,
 ) -> list[Tensor]:
-    """The states of a run, the first being x; the scheduler's timesteps are set."""
+    """The states of a run, the first being x; the scheduler's timesteps are set. numbers: it is told ints."""
     upcast(scheduler)
     prepare(scheduler)
     states = [x]
     with in_float64(scheduler, draws(tuple(x.shape))):
-        for t in scheduler.timesteps:
+        for t in scheduler.timesteps.tolist() if numbers else scheduler.timesteps:
             fed = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             x = scheduler.step(net(fed, t), t, x, return_dict=False, **options)[0]
             states.append(x)

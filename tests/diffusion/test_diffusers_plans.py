@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pygen.diffusion import Discrete, plan, sample_loop
+from pygen.diffusion import Discrete, Edm, Flow, plan, sample_loop
 
 from . import peers
 
@@ -324,3 +324,77 @@ def test_pndm(prediction: str, one: bool) -> None:
     scheduler = peers.scheduler_class("PNDMScheduler")(**STABLE, **options)
     schedule = discrete(scheduler, last="zero" if one else "sigma_min")
     compare(scheduler, plan("pndm", schedule, 10, grid={"spacing": "leading"}), 10)
+
+
+# --- flows, EDM, consistency ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_flow(sampler: str, shift: float) -> None:
+    names = {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
+    compare(peers.scheduler_class(names[sampler])(shift=shift), plan(sampler, Flow(shift), 8), 8)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("terminal", [None, 0.1])
+def test_flow_dynamic_shift(kind: str, terminal: float | None) -> None:
+    scheduler = peers.scheduler_class("FlowMatchEulerDiscreteScheduler")(
+        use_dynamic_shifting=True, time_shift_type=kind, shift_terminal=terminal
+    )
+    run = plan("euler", Flow(), 8, grid={"mu": 0.8, "shift_kind": kind, "terminal": terminal})
+    compare(scheduler, run, 8, {"mu": 0.8})
+
+
+def test_flow_given_sigmas() -> None:
+    sigmas = [1.0, 0.7, 0.45, 0.1]
+    run = plan("euler", Flow(2.0), 4, grid={"sigmas": sigmas})
+    compare(peers.scheduler_class("FlowMatchEulerDiscreteScheduler")(shift=2.0), run, 4, {"sigmas": sigmas})
+
+
+def test_flow_stochastic() -> None:
+    scheduler = peers.scheduler_class("FlowMatchEulerDiscreteScheduler")(stochastic_sampling=True)
+    compare(scheduler, plan("consistency", Flow(), 6), 6)
+
+
+@pytest.mark.parametrize("sigmas", ["karras", "exponential"])
+@pytest.mark.parametrize("sampler", ["euler", "dpm"])
+def test_edm(sampler: str, sigmas: str) -> None:
+    names = {"euler": "EDMEulerScheduler", "dpm": "EDMDPMSolverMultistepScheduler"}
+    scheduler = peers.scheduler_class(names[sampler])(sigma_schedule=sigmas, prediction_type="epsilon")
+    run = plan(sampler, Edm(), 9, grid={"sigmas": sigmas})
+    scheduler.set_timesteps(9)
+    torch.testing.assert_close(torch.tensor([at.sigma for at in run.levels]), scheduler.sigmas[:-1], rtol=1e-5, atol=0)
+    compare(scheduler, plan(sampler, Edm(), 9, grid={"sigmas": scheduler.sigmas[:-1].tolist()}), 9)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_consistency(clip: bool) -> None:
+    scheduler = peers.scheduler_class("CMStochasticIterativeScheduler")(clip_denoised=clip)
+    scheduler.set_timesteps(5)
+    schedule = Edm(prediction="consistency", time_scale=250)
+    run = plan(
+        "consistency", schedule, 5, clip=1.0 if clip else math.inf, grid={"sigmas": scheduler.sigmas[:-1].tolist()}
+    )
+    compare(scheduler, run, 5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("clip", [False, True])
+def test_lcm(prediction: str, clip: bool) -> None:
+    scheduler = peers.scheduler_class("LCMScheduler")(prediction_type=prediction, clip_sample=clip)
+    scheduler.set_timesteps(4)
+    run = plan(
+        "lcm", discrete(scheduler), 4, clip=1.0 if clip else math.inf, grid={"timesteps": scheduler.timesteps.tolist()}
+    )
+    compare(scheduler, run, 4, numbers=True)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_tcd(prediction: str, eta: float) -> None:
+    scheduler = peers.scheduler_class("TCDScheduler")(prediction_type=prediction)
+    scheduler.set_timesteps(4)
+    schedule = discrete(scheduler, last="sigma_min")
+    run = plan("tcd", schedule, 4, eta=eta, grid={"timesteps": scheduler.timesteps.tolist()})
+    compare(scheduler, run, 4, eta=eta)
