@@ -21,17 +21,18 @@ def diffusion_step(
     *,
     noise: Tensor | None = None,
     draws: bool = False,
+    dtypes: Sequence[torch.dtype] | None = None,
     generator: Source = None,
     first_sample: int = 0,
     sample_ids: Tensor | None = None,
     step: int = 0,
     **options: Any,
 ) -> list[Tensor]:
-    """See `pygen.reference.diffusion_step`; results in the type of x."""
+    """See `pygen.reference.diffusion_step`; results in `dtypes`, or the type of x."""
     if draws:
         at = step + (index if isinstance(index, int) else int(index) if index.dim() == 0 else 0)
         where = {"first_sample": first_sample} if sample_ids is None else {"sample_ids": sample_ids}
         noise = random.normal(x.shape, generator=generator, step=at, device=x.device, dtype=torch.float32, **where)
     index = torch.as_tensor(index, device=table.device)
     results = reference.diffusion_step(x, outputs, table.to(x.device), index.to(x.device), noise=noise, **options)
-    return [result.to(x.dtype) for result in results]
+    return [result.to(dtype) for result, dtype in zip(results, dtypes or [x.dtype] * len(results), strict=True)]

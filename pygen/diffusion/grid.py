@@ -162,7 +162,7 @@ class Discrete:
 class Flow:
     """Straight paths from data to noise, sigma in (0, 1], times sigma * total: SD3, FLUX.
 
-    shift: see `schedules.shifted`. shift_min: as diffusers, which takes the smallest sigma shifted and shifts again.
+    shift: see `schedules.shifted`.
     """
 
     shift: float = 1.0
@@ -178,7 +178,10 @@ class Flow:
         shift_kind: Literal["exponential", "linear"] = "exponential",
         terminal: float | None = None,
     ) -> Grid:
-        """sigmas: before the shift; default: even, down to the smallest. mu: shifts instead of `shift`; terminal: the last."""
+        """sigmas: before the shift; None: even. mu: shifts instead of `shift`; terminal: the last sigma.
+
+        Even ones end at that of the first training time, shifted once before all are, as in diffusers.
+        """
         if sigmas is None:
             smallest = float(torch.tensor(1.0) / self.total)
             if mu is None:
@@ -186,12 +189,8 @@ class Flow:
             values = np.linspace(1.0, smallest, steps)
         else:
             values = np.array(sigmas, dtype=np.float32)  # and so it stays: peers shift it in float32
-        if mu is None:
-            values = schedules.shifted(values, self.shift)
-        else:
-            values = schedules.time_shifted(values, mu, shift_kind)
-        if terminal is not None:
-            values = schedules.stretched(values, terminal)
+        even = schedules.shifted(values, self.shift) if mu is None else schedules.time_shifted(values, mu, shift_kind)
+        values = even if terminal is None else schedules.stretched(even, terminal)
         rounded = np.append(values, 0.0).astype(np.float32)
         times = (rounded[:-1] * np.float32(self.total)).astype(np.float64)
         return Grid(

@@ -95,9 +95,8 @@ def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5, smalle
             over = sigma - smallest
             x0 = sigma_data**2 / (over**2 + sigma_data**2) * X + over * sigma_data / math.hypot(sigma, sigma_data) * G
             return Predicted(x0, (X - x0) / sigma)
-    raise ValueError(
-        f"expected prediction as epsilon, sample, v_prediction, flow_prediction, score, edm or consistency, got {prediction!r}"
-    )
+    known = "epsilon, sample, v_prediction, flow_prediction, score, edm or consistency"
+    raise ValueError(f"expected prediction as {known}, got {prediction!r}")
 
 
 def _over(row: Row, by: float) -> Row:

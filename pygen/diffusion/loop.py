@@ -143,7 +143,7 @@ def _weights(guidance: float | Sequence[float] | None) -> tuple[float, ...]:
 
 def _guided(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     total = weights[0] * outputs[0]
-    for weight, output in zip(weights[1:], outputs[1:]):
+    for weight, output in zip(weights[1:], outputs[1:], strict=True):
         total = total + weight * output
     return total
 

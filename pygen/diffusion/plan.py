@@ -21,11 +21,15 @@ from .step import Step, table
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The network is asked at a time about a state of a level, and the step follows; time None: it is not asked."""
+    """The network is asked at a time about a state of a level, and the step follows; time None: it is not asked.
+
+    stage: 0 where a sampler's step begins, 1, 2, ... inside it.
+    """
 
     time: float | None
     level: Level
     step: Step
+    stage: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,7 @@ class Plan:
         return tuple(evaluation.level for evaluation in self.evaluations)
 
     def tables(self, weights: Sequence[float] = (1.0,)) -> list[tuple[Tensor, int]]:
-        """For each step the table it is in, with steps of its shape, and its row there; for outputs of these weights."""
+        """For each step the table it is in, among steps of its shape, and its row; for outputs of these weights."""
         return _tables(self, tuple(weights))
 
     @classmethod

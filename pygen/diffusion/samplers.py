@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
-from .coefficients import adams, exponential, first_order, sde, two_stage
+from .coefficients import adams, exponential, first_order, two_stage
 from .coefficients.exponential import Solver
 from .coefficients.first_order import Variance
 from .grid import Discrete, Edm, Flow, Grid
@@ -20,7 +21,7 @@ Steps = Iterator[Evaluation]
 
 
 def _pairs(grid: Grid) -> Iterator[tuple[float, Level, Level]]:
-    return zip(grid.times, grid.levels, grid.levels[1:])
+    return ((t, now, then) for t, (now, then) in zip(grid.times, pairwise(grid.levels), strict=True))
 
 
 def _back(grid: Grid, i: int, count: int) -> list[Level]:
@@ -119,8 +120,7 @@ def replace_sigma(level: Level, sigma: float) -> Level:
 
 
 def _with_noise(step: Step, now: Level, then: Level, scale: float) -> Step:
-    row = replace(step.rows[0], noise=scale * math.sqrt(then.sigma**2 - now.sigma**2))
-    return replace(step, rows=(row, *step.rows[1:]))
+    return noised(step, scale * math.sqrt(then.sigma**2 - now.sigma**2))
 
 
 def _euler(grid: Grid, t: float, now: Level, then: Level, t_then: float | None = None) -> Steps:
@@ -133,18 +133,18 @@ def _heun(grid: Grid, t: float, now: Level, then: Level, t_then: float | None) -
         return
     yield Evaluation(t, now, two_stage.heun_first(now, then, grid.predicted(now)))
     t_then = grid.time_of(then) if t_then is None else t_then
-    yield Evaluation(t_then, then, two_stage.heun_second(now, then, grid.predicted(then)))
+    yield Evaluation(t_then, then, two_stage.heun_second(now, then, grid.predicted(then)), 1)
 
 
 def _midpoint(grid: Grid, t: float, now: Level, then: Level, t_then: float | None = None, std: float = 0.0) -> Steps:
     if then.sigma == 0 or now == then:
         step = two_stage.euler(now, then, grid.predicted(now))
-        yield Evaluation(t, now, _noised(step, std))
+        yield Evaluation(t, now, noised(step, std))
         return
     middle = two_stage.log_middle(now, then)
     yield Evaluation(t, now, two_stage.midpoint_first(now, middle, grid.predicted(now)))
     second = two_stage.midpoint_second(now, middle, then, grid.predicted(middle), std=std)
-    yield Evaluation(grid.time_of(middle), middle, second)
+    yield Evaluation(grid.time_of(middle), middle, second, 1)
 
 
 # --- two evaluations a step -------------------------------------------------------------------------------------------
@@ -174,37 +174,36 @@ def dpmpp_2s(grid: Grid, *, eta: float = 0.0, noise_scale: float = 1.0) -> Steps
         down, std = two_stage.descent(now, then, eta)
         if down.sigma == 0 or now == down:
             step = first_order.ddim(now, down, grid.predicted(now), reuse_clamped=True)
-            yield Evaluation(t, now, _noised(step, std * noise_scale))
+            yield Evaluation(t, now, noised(step, std * noise_scale))
             continue
         middle = two_stage.log_middle(now, down)
         yield Evaluation(t, now, two_stage.midpoint_first(now, middle, grid.predicted(now)))
         second = two_stage.dpmpp_2s_second(now, down, grid.predicted(middle), std=std * noise_scale)
-        yield Evaluation(grid.time_of(middle), middle, second)
+        yield Evaluation(grid.time_of(middle), middle, second, 1)
 
 
-def _noised(step: Step, std: float) -> Step:
+def noised(step: Step, std: float) -> Step:
+    """With noise of a standard deviation on the next state."""
     return replace(step, rows=(replace(step.rows[0], noise=std), *step.rows[1:]))
 
 
-def dpmpp_sde(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, share: float = 0.5) -> Steps:
-    """DPM-Solver++ (2S) of the SDE, as k-diffusion has it: noise of the whole step contains that of its first part."""
+def dpmpp_sde(
+    grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, share: float = 0.5, whole_noise: bool = False
+) -> Steps:
+    """DPM-Solver++ (2S) of the SDE, as k-diffusion has it: noise of the whole step contains that of its first part.
+
+    whole_noise: what is given to the second stage is noise of the whole step, not of the rest of it.
+    """
     for t, now, then in _pairs(grid):
         if then.sigma == 0 or now == then:
             yield from _euler(grid, t, now, then)
             continue
         middle = two_stage.log_middle(now, then, share)
-        first, second = two_stage.dpmpp_sde(
-            now,
-            middle,
-            then,
-            grid.predicted(now),
-            grid.predicted(middle),
-            eta=eta,
-            share=share,
-            noise_scale=noise_scale,
-        )
+        models = grid.predicted(now), grid.predicted(middle)
+        options = {"eta": eta, "share": share, "noise_scale": noise_scale, "whole_noise": whole_noise}
+        first, second = two_stage.dpmpp_sde(now, middle, then, *models, **options)
         yield Evaluation(t, now, first)
-        yield Evaluation(grid.time_of(middle), middle, second)
+        yield Evaluation(grid.time_of(middle), middle, second, 1)
 
 
 # --- many steps -------------------------------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ def dpm_multistep(
     noise_scale: float = 1.0,
     lower_order_final: bool = True,
 ) -> Steps:
-    """lower_order_final: below 15 steps the last are of order 1 and 2, as there is no data's noise left to tell apart."""
+    """lower_order_final: below 15 steps the last two are of order 1 and 2, as in the paper's code."""
     n = len(grid.times)
     for i, t in enumerate(grid.times):
         left = n - i if lower_order_final and n < 15 else order
@@ -245,7 +244,7 @@ def dpm_singlestep(
     stages = [1 + i % order for i in range(n)]
     if grid.levels[-1].sigma == 0:
         stages[-1] = 1
-    for i, (t, stage) in enumerate(zip(grid.times, stages)):
+    for i, (t, stage) in enumerate(zip(grid.times, stages, strict=True)):
         levels = _back(grid, i, stage)
         options = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
         yield Evaluation(
@@ -305,7 +304,7 @@ def pndm(grid: Grid) -> Steps:
             at_then = grid.predicted(then)
             mean = (G + H(1)) / 2
             row = adams.pndm(now, then, model, mean, H(0))
-            yield Evaluation(grid.times[1], then, Step(*at_then.data, (row,), keep=("h1",)))
+            yield Evaluation(grid.times[1], then, Step(*at_then.data, (row,), keep=("h1",)), 1)
         else:
             yield Evaluation(
                 t, now, Step(*model.data, (adams.pndm(now, then, model, output), G), keep=("y1", "h0", "h1"))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Row:
-    """A linear combination of the state x, the model's output g, the data predicted x0, noise and tensors of history."""
+    """A linear combination of the state x, the model's output g, the data x0 predicted, noise and history."""
 
     x: float = 0.0
     g: float = 0.0
@@ -98,7 +98,7 @@ class Step:
         return len(self.reads), len(self.rows)
 
     def pack(self, weights: Sequence[float] = (1.0,)) -> list[float]:
-        """The row of a table (see `pygen.ops.diffusion_step`) for model outputs of these weights and history `reads`."""
+        """The row of a table, see `pygen.ops.diffusion_step`, for outputs of these weights and history `reads`."""
         rows, p, q = self.rows, self.p, self.q
         if self.clip == math.inf and not self.threshold:  # x0 is no more than its formula, which loses fewer digits
             rows, p, q = tuple(row.unfolded(p, q) for row in rows), 0.0, 0.0

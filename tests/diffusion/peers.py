@@ -77,7 +77,7 @@ def in_float64(scheduler: Any, noise: Iterator[Tensor]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(home, "torch", _Double("torch")))
         if hasattr(home, "randn_tensor"):
-            stack.enter_context(mock.patch.object(home, "randn_tensor", lambda *_, **__: next(noise)))
+            stack.enter_context(mock.patch.object(home, "randn_tensor", side_effect=noise))
         yield
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from numpy.polynomial import Polynomial
 
 from ..level import Level, Predicted
-from ..step import G, H, Row, Step, X
+from ..step import H, Row, Step, X
 from .first_order import clamped_eps, transfer
 from .two_stage import slope
 
@@ -70,7 +70,7 @@ def deis(levels: Sequence[Level], model: Predicted, *, order: int = 2) -> Step:
 
 
 def _times_exponential(polynomial: Polynomial, end: float) -> float:
-    """The integral of polynomial(u) e^u for u from 0 to `end`, which may be -inf: e^u (p - p' + p'' - ...), by parts."""
+    """The integral of polynomial(u) e^u for u from 0 to `end`, or -inf, by parts: e^u (p - p' + p'' - ...)."""
     total = sum(polynomial.deriv(k) * (-1) ** k for k in range(polynomial.degree() + 1))
     if end == -math.inf:
         return float(-total(0.0))

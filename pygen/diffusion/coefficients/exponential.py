@@ -1,7 +1,7 @@
 """Exponential integrators in half log-SNR: DPM-Solver and DPM-Solver++, of one step or many, their SDEs, and UniPC.
 
 Along lambda = log(alpha / sigma) the linear part is solved exactly, and what the network says, m, is expanded: x0
-("data") or eps ("noise"). With h = lambda' - lambda and phi_1(z) = (e^z - 1) / z, phi_{k+1}(z) = (phi_k(z) - 1/k!) / z::
+("data") or eps ("noise"). With h = lambda' - lambda, phi_1(z) = (e^z - 1) / z and phi_{k+1} = (phi_k - 1/k!) / z::
 
     data:   x' = sigma'/sigma x + alpha' h sum_k phi_{k+1}(-h) D_k      Lu et al. 2022 (2211.01095), eq. 9
     noise:  x' = alpha'/alpha x - sigma' h sum_k phi_{k+1}(h) D_k       Lu et al. 2022 (2206.00927), eq. 3.6
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Literal
 
 import numpy as np
@@ -109,14 +109,14 @@ def dpm_multistep(
 
 
 def _backward(then: Level, now: Level, before: Sequence[Level], m: Row) -> list[Row]:
-    """D_0, D_1, D_2 at `now` from what was said there and before; fewer where levels repeat or have no data or noise."""
+    """D_0, D_1, D_2 at `now`, of what was said there and before; fewer where levels repeat or lack data or noise."""
     h = then.lam - now.lam
-    gaps = [a.lam - b.lam for a, b in zip([now, *before], before)]
+    gaps = [a.lam - b.lam for a, b in pairwise([now, *before])]
     gaps = list(takewhile(lambda gap: gap != 0 and not math.isinf(gap), gaps))
     if not gaps or h == 0 or math.isinf(h):
         return [m]
     said = [m, *(H(i) for i in range(len(gaps)))]
-    slopes = [h / gap * (a - b) for gap, a, b in zip(gaps, said, said[1:])]
+    slopes = [h / gap * (a - b) for gap, (a, b) in zip(gaps, pairwise(said), strict=True)]
     if len(slopes) == 1:
         return [m, *slopes]
     r0, r1 = gaps[0] / h, gaps[1] / h
@@ -150,7 +150,7 @@ def dpm_singlestep(
     h = then.lam - start.lam
     said = [m, *(H(i + 1) for i in range(order - 1))]
     base = said.pop()
-    slopes = [h / (at.lam - start.lam) * (value - base) for at, value in zip([now, *stages], said)]
+    slopes = [h / (at.lam - start.lam) * (value - base) for at, value in zip([now, *stages], said, strict=True)]
     if order == 2:
         differences = [base, *slopes]
     elif solver == "midpoint":
@@ -204,7 +204,7 @@ def _unified(
     if now == then:
         return x
     h = then.lam - now.lam
-    points = [*zip(before, said[1:]), *ahead]
+    points = [*zip(before, said[1:], strict=True), *ahead]
     points = [(at.lam - now.lam, value) for at, value in points]
     points = [(gap / h, value) for gap, value in points if gap != 0 and not math.isinf(gap)]
     z = -h if space == "data" else h

@@ -80,16 +80,18 @@ def dpmpp_sde(
     eta: float = 1.0,
     share: float = 0.5,
     noise_scale: float = 1.0,
+    whole_noise: bool = False,
 ) -> tuple[Step, Step]:
     """Both stages of DPM-Solver++ for the SDE with `middle` a share of the way in log sigma, alpha = 1.
 
     The second's noise is that of the whole interval, of which the first's is a part: Brownian motion in sigma.
+    whole_noise: it is given so; otherwise it is made of the first's and of what is given.
     """
     down, std = descent(now, middle, eta)
     first = transfer_data(now, down, X0) + noise_scale * std * Z
     down, std = descent(now, then, eta)
     past = (now.sigma - middle.sigma) / (now.sigma - then.sigma)
-    z = math.sqrt(past) * H(2) + math.sqrt(1 - past) * Z
+    z = Z if whole_noise else math.sqrt(past) * H(2) + math.sqrt(1 - past) * Z
     mixed = (1 - 1 / (2 * share)) * H(1) + 1 / (2 * share) * X0
     second = transfer_data(now, down, mixed, H(0)) + noise_scale * std * z
     return (
