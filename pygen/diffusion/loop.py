@@ -109,7 +109,7 @@ def sample_loop(
             results = diffusion_step(
                 x, outputs, table, row,
                 rows=len(step.rows),
-                history=[_given(history, i) for i in step.reads],
+                history=[given(history, i) for i in step.reads],
                 noise=noise(index, x) if noise is not None and step.noisy else None,
                 draws=noise is None and step.noisy,
                 generator=seed,
@@ -125,7 +125,7 @@ def sample_loop(
             fed = results.pop() if copies else results[0]
             if callback is not None:
                 callback(Progressed(index, x, outputs, results[0]))
-            history = [_kept(name, x, results, history) for name in step.keep]
+            history = [kept(name, x, results, history) for name in step.keep]
             x = results[0]
             report(index + 1)
     return x
@@ -148,13 +148,14 @@ def _guided(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def _given(history: Sequence[Tensor | None], index: int) -> Tensor:
+def given(history: Sequence[Tensor | None], index: int) -> Tensor:
+    """A tensor of history that a step reads."""
     tensor = history[index]
     assert tensor is not None  # plans keep what they read
     return tensor
 
 
-def _kept(name: str, x: Tensor, results: Sequence[Tensor], history: Sequence[Tensor | None]) -> Tensor | None:
+def kept(name: str, x: Tensor, results: Sequence[Tensor], history: Sequence[Tensor | None]) -> Tensor | None:
     """What a name of `Step.keep` stands for; None where nothing reads it."""
     if not name:
         return None

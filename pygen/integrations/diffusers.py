@@ -34,7 +34,6 @@ from ..diffusion._apply import diffusion_step
 from ..diffusion.coefficients import adams, exponential, first_order, sde, two_stage
 from ..diffusion.level import Level, Predicted, cumulative, flow, predicted, ve, vp
 from ..diffusion.loop import Threshold
-from ..diffusion.samplers import noised
 from ..diffusion.step import X0, G, H, Row, Step, X, Z, table
 
 Noise = Literal["torch", "pygen"]
@@ -609,7 +608,9 @@ def _lms(call: _Call, timestep: Any) -> Any:
 
 @_cached
 def _ipndm_step(now: Level, then: Level, order: int) -> Step:
-    return adams.ipndm(now, then, predicted("v_prediction", now), order=order)
+    """Of a network's v, at a level whose squares sum to 1 but for rounding; eps alone matters where no data are left."""
+    eps = now.sigma * X + now.alpha * G
+    return adams.ipndm(Level(max(now.alpha, 1e-8), now.sigma), then, Predicted(Row(), eps), order=order)
 
 
 def _ipndm(call: _Call, timestep: Any) -> Any:
@@ -618,7 +619,8 @@ def _ipndm(call: _Call, timestep: Any) -> Any:
         raise _Unchanged
     i = _index(s, timestep)
     alphas, betas = _numbers(s, "alphas"), _numbers(s, "betas")
-    made = _ipndm_step((alphas[i], betas[i]), (alphas[i + 1], betas[i + 1]), min(len(s.ets) + 1, 4))
+    now, then = Level(alphas[i], betas[i]), Level(alphas[i + 1], betas[i + 1])
+    made = _ipndm_step(now, then, min(len(s.ets) + 1, 4))
     results = call.apply(made, s.ets[::-1])
     s.ets.append(results[1])
     s._step_index += 1
@@ -687,12 +689,12 @@ def _space(config: Any) -> str:
 _LEVELS: dict[str, Callable[[float], Level]] = {"edm": ve, "flow": flow, "vp": vp}
 
 
-def _model_at(config: Any, at: Level, clamped: bool) -> Predicted:
+def _model_at(config: Any, at: Level, clamped: bool = False) -> Predicted:
+    """What the network says; clamped: eps is that of the clamped x0."""
     kind = _prediction(config)
-    if "sigma_data" in config:
-        model = _preconditioned(kind, at.sigma, config.sigma_data)
-    else:
-        model = predicted(kind, at)
+    if (kind == "flow_prediction") != (_space(config) == "flow") and kind in ("flow_prediction", "v_prediction"):
+        raise _Unchanged  # the peer mixes the two spaces
+    model = _preconditioned(kind, at.sigma, config.sigma_data) if "sigma_data" in config else predicted(kind, at)
     return Predicted(model.x0, first_order.clamped_eps(at)) if clamped else model
 
 
@@ -710,8 +712,6 @@ def _dpm_step(
 def _dpm_call(call: _Call, i: int, order: int, single: bool) -> _Made:
     """The step of a DPM-Solver scheduler, of the output that it is given."""
     s, config = call.scheduler, call.scheduler.config
-    if _prediction(config) == "flow_prediction" and not config.get("use_flow_sigmas", False):
-        raise _Unchanged
     if config.get("variance_type") in ("learned", "learned_range"):
         call.output = call.output[:, :3]
     space = "data" if "++" in config.algorithm_type else "noise"
@@ -727,6 +727,12 @@ def _dpm_call(call: _Call, i: int, order: int, single: bool) -> _Made:
 
 def _shift(scheduler: Any, newest: Tensor) -> None:
     scheduler.model_outputs[:] = [*scheduler.model_outputs[1:], newest]
+
+
+def _count(scheduler: Any) -> None:
+    """One more step, as far as a scheduler's order goes."""
+    if scheduler.lower_order_nums < scheduler.config.solver_order:
+        scheduler.lower_order_nums += 1
 
 
 def _dpm_multistep(call: _Call, timestep: Any) -> Any:
@@ -746,9 +752,9 @@ def _dpm_multistep(call: _Call, timestep: Any) -> Any:
         call.options["variance_noise"] = noise.to(device=call.output.device, dtype=wide)
     if not made.step.noisy and "sde" in config.algorithm_type and noise is None:
         _advance(call)
-    results = call.apply(made, s.model_outputs[:0:-1] + s.model_outputs[:1], noise_dtype=wide)
+    results = call.apply(made, s.model_outputs[::-1], noise_dtype=wide)
     _shift(s, results[1])
-    s.lower_order_nums = min(s.lower_order_nums + 1, max(config.solver_order, s.lower_order_nums))
+    _count(s)
     s._step_index += 1
     return _returned(call, "SchedulerOutput", results[0])
 
@@ -779,7 +785,7 @@ def _deis_step(model: Predicted, levels: tuple[Level, ...], order: int, clip: fl
 
 def _deis(call: _Call, timestep: Any) -> Any:
     s, config = call.scheduler, call.scheduler.config
-    if s.num_inference_steps is None or (_prediction(config) == "flow_prediction" and not config.use_flow_sigmas):
+    if s.num_inference_steps is None:
         raise _Unchanged
     i = _index(s, timestep)
     n, few = len(s.timesteps), config.lower_order_final and len(s.timesteps) < 15
@@ -788,10 +794,10 @@ def _deis(call: _Call, timestep: Any) -> Any:
     sigmas = _numbers(s, "sigmas")
     levels = tuple(_LEVELS[_space(config)](sigmas[i + 1 - k]) for k in range(order + 1))
     clip, call.threshold = _clamp(config)
-    made = _deis_step(_model_at(config, levels[1], False), levels, order, clip, call.threshold is not None)
-    results = call.apply(made, s.model_outputs[:0:-1] + s.model_outputs[:1])
+    made = _deis_step(_model_at(config, levels[1]), levels, order, clip, call.threshold is not None)
+    results = call.apply(made, s.model_outputs[::-1])
     _shift(s, results[1])
-    s.lower_order_nums = min(s.lower_order_nums + 1, max(config.solver_order, s.lower_order_nums))
+    _count(s)
     s._step_index += 1
     return _returned(call, "SchedulerOutput", results[0])
 
@@ -809,8 +815,6 @@ def _unipc(call: _Call, timestep: Any) -> Any:
     s, config = call.scheduler, call.scheduler.config
     if s.num_inference_steps is None or s.solver_p is not None:
         raise _Unchanged
-    if _prediction(config) == "flow_prediction" and not config.use_flow_sigmas:
-        raise _Unchanged
     i = _index(s, timestep)
     correct = s.this_order if i > 0 and i - 1 not in s.disable_corrector and s.last_sample is not None else 0
     order = min(config.solver_order, len(s.timesteps) - i if config.lower_order_final else config.solver_order)
@@ -820,13 +824,13 @@ def _unipc(call: _Call, timestep: Any) -> Any:
     levels = tuple(_LEVELS[_space(config)](sigmas[i + 1 - k]) for k in range(count + 1))
     space = "data" if s.predict_x0 else "noise"
     clip, call.threshold = _clamp(config) if s.predict_x0 else (math.inf, None)
-    model, dynamic = _model_at(config, levels[1], False), call.threshold is not None
+    model, dynamic = _model_at(config, levels[1]), call.threshold is not None
     made = _unipc_step(model, levels, order, correct, space, config.solver_type, clip, dynamic)
     results = call.apply(made, [s.last_sample, *s.model_outputs[::-1]])
     _shift(s, results[1])
     s.timestep_list[:] = [*s.timestep_list[1:], timestep]
     s.this_order, s.last_sample = order, results[2] if correct else call.sample
-    s.lower_order_nums = min(s.lower_order_nums + 1, max(config.solver_order, s.lower_order_nums))
+    _count(s)
     s._step_index += 1
     return _returned(call, "SchedulerOutput", results[0])
 
@@ -908,7 +912,7 @@ def patch_scheduler(scheduler: Any, *, noise: Noise = "torch") -> Any:
     if noise not in ("torch", "pygen"):
         raise ValueError(f"expected noise as 'torch' or 'pygen', got {noise!r}")
     home = _home(type(scheduler))
-    original = inspect.unwrap(getattr(type(scheduler), "step"))
+    original = inspect.unwrap(type(scheduler).step)
     scheduler.step = _replacement(original, _STEPS[home.__name__]).__get__(scheduler)
     scheduler._pygen_noise = noise
     return scheduler

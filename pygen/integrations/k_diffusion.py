@@ -27,6 +27,7 @@ from ..diffusion._apply import diffusion_step
 from ..diffusion.coefficients import exponential, two_stage
 from ..diffusion.grid import Grid
 from ..diffusion.level import Level, predicted, ve
+from ..diffusion.loop import given, kept
 from ..diffusion.plan import Evaluation, Plan
 from ..diffusion.step import Step, table
 from ..progress import Progress
@@ -103,7 +104,7 @@ class _Run:
         self, model: Model, x: Tensor, extra_args: dict[str, Any] | None, callback: Callback | None, dtype: torch.dtype
     ) -> None:
         self._model, self.x, self._extra, self._callback, self._dtype = model, x, extra_args or {}, callback, dtype
-        self._history: list[Tensor] = []
+        self._history: list[Tensor | None] = []
 
     def evaluate(self, sigma: float) -> Tensor:
         """The data that the model sees in the state."""
@@ -124,11 +125,9 @@ class _Run:
         outputs = [self._denoised] if asked else []
         results = diffusion_step(
             self.x, outputs, table([step], [1.0] * len(outputs)), 0,
-            rows=len(step.rows), history=[self._history[i] for i in step.reads], noise=noise if step.noisy else None,
+            rows=len(step.rows), history=[given(self._history, i) for i in step.reads], noise=noise if step.noisy else None,
         )  # fmt: skip
-        named = {"x": self.x, **{f"y{i}": y for i, y in enumerate(results)}}
-        named |= {f"h{i}": h for i, h in enumerate(self._history)}
-        self._history = [named[name] for name in step.keep if name in named]
+        self._history = [kept(name, self.x, results, self._history) for name in step.keep]
         self.x = results[0]
         return results
 

@@ -23,7 +23,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 @contextmanager
-def _importable() -> Iterator[None]:
+def importable() -> Iterator[None]:
     if not (FOLDER / "diffusers").is_dir():
         pytest.skip(f"no diffusers in {FOLDER}")
     with mock.patch.object(sys, "path", [*sys.path, str(FOLDER)]):
@@ -33,14 +33,26 @@ def _importable() -> Iterator[None]:
 @cache
 def module(name: str) -> ModuleType:
     """A module of diffusers' schedulers, scheduling_<name>."""
-    with _importable():
+    with importable():
         return importlib.import_module(f"diffusers.schedulers.scheduling_{name}")
 
 
 @cache
 def scheduler_class(name: str) -> Any:
-    with _importable():
+    with importable():
         return getattr(importlib.import_module("diffusers.schedulers"), name)
+
+
+@cache
+def k_diffusion() -> Any:
+    """k_diffusion.sampling, without what it does not need for samplers that are given their noise."""
+    if not (FOLDER / "k_diffusion").is_dir():
+        pytest.skip(f"no k_diffusion in {FOLDER}")
+    package = ModuleType("k_diffusion")
+    package.__path__ = [str(FOLDER / "k_diffusion")]
+    absent = ("torchdiffeq", "torchsde", "torchvision", "torchvision.transforms")
+    with mock.patch.dict(sys.modules, {"k_diffusion": package, **{name: mock.MagicMock() for name in absent}}):
+        return importlib.import_module("k_diffusion.sampling")
 
 
 class _Double(types.ModuleType):

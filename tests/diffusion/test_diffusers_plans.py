@@ -376,7 +376,7 @@ def test_consistency(clip: bool) -> None:
     run = plan(
         "consistency", schedule, 5, clip=1.0 if clip else math.inf, grid={"sigmas": scheduler.sigmas[:-1].tolist()}
     )
-    compare(scheduler, run, 5)
+    compare(scheduler, run, 5, states=5)  # its last sigma is rounded, and so not the smallest: it adds noise
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -150,7 +150,7 @@ def dpm_singlestep(
     h = then.lam - start.lam
     said = [m, *(H(i + 1) for i in range(order - 1))]
     base = said.pop()
-    slopes = [h / (at.lam - start.lam) * (value - base) for at, value in zip([now, *stages], said, strict=True)]
+    slopes = [h / (at.lam - start.lam) * (value - base) for at, value in zip([now, *stages[:-1]], said, strict=True)]
     if order == 2:
         differences = [base, *slopes]
     elif solver == "midpoint":

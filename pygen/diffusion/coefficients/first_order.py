@@ -55,8 +55,6 @@ def ddim(
     reuse_clamped: the direction comes from the clamped x0, not from what the network said.
     noise_scale: of the noise drawn.
     """
-    if now == then:
-        return Step(*model.data, (X,))
     std = min(eta * posterior_std(now, then), then.sigma) if eta else 0.0
     left = math.sqrt(then.sigma**2 - std**2)
     row = then.alpha * X0 + noise_scale * std * Z
