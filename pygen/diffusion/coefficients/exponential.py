@@ -104,11 +104,10 @@ def dpm_multistep(
     """
     then, now, *before = levels[: order + 1]
     m = X0 if space == "data" else model.eps
-    row = integrate(
-        X, now, then, _backward(then, now, before, m, curvature), space=space, solver=solver, eta=eta, noise_scale=noise_scale,
-        third=third,
-    )  # fmt: skip
-    return Step(*model.data, (row, m), keep=("y1", "h0")[: order - 1] if order > 1 else ())
+    differences = _backward(then, now, before, m, curvature)
+    options: dict[str, Any] = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
+    row = integrate(X, now, then, differences, third=third, **options)
+    return Step(*model.data, (row, m), keep=("y1", "h0")[: order - 1])
 
 
 def _backward(then: Level, now: Level, before: Sequence[Level], m: Row, curvature: float) -> list[Row]:
