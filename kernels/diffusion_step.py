@@ -96,14 +96,14 @@ def _step(
         z *= pm.exp(_coefficient(values, table, at_row, there, P + 6, ACC) + slope * _load(log_std, at, inside, ACC))
 
     for k in tl.static_range(K):
-        FIRST: tl.constexpr = P + 8 + k * (4 + H)
-        y = _coefficient(values, table, at_row, there, FIRST, ACC) * v
-        y += _coefficient(values, table, at_row, there, FIRST + 1, ACC) * g
-        y += _coefficient(values, table, at_row, there, FIRST + 2, ACC) * x0
+        y = _coefficient(values, table, at_row, there, P + 8 + k * (4 + H), ACC) * v
+        y += _coefficient(values, table, at_row, there, P + 9 + k * (4 + H), ACC) * g
+        y += _coefficient(values, table, at_row, there, P + 10 + k * (4 + H), ACC) * x0
         if DRAWS or noise is not None:
-            y += _coefficient(values, table, at_row, there, FIRST + 3, ACC) * z
+            y += _coefficient(values, table, at_row, there, P + 11 + k * (4 + H), ACC) * z
         for i in tl.static_range(H):
-            y += _coefficient(values, table, at_row, there, FIRST + 4 + i, ACC) * _load(past[i], at, inside, ACC)
+            c_i = _coefficient(values, table, at_row, there, P + 12 + k * (4 + H) + i, ACC)
+            y += c_i * _load(past[i], at, inside, ACC)
         if k == 0 and known is not None:
             m = _load(mask, at, inside, ACC)
             y = (1.0 - m) * y + m * kept
