@@ -35,9 +35,15 @@ def _churn(call: Call, sigmas: list[float], sigma: float) -> float:
 
 
 @cached
-def _euler_step(model: Predicted, sigma: float, hat: float, then: float, noise_scale: float) -> Step:
-    """Churn comes after the network was asked: it says x0 of the state with noise."""
-    x = X + noise_scale * math.sqrt(max(hat**2 - sigma**2, 0.0)) * Z
+def _euler_step(kind: Any, sigma_data: float | None, sigma: float, hat: float, then: float, noise_scale: float) -> Step:
+    """Churn comes after the network was asked: it says x0, in a second row, of the state with noise."""
+    if sigma_data is not None:
+        model = preconditioned(kind, hat, sigma_data)
+    else:
+        model = predicted(kind, ve(hat if kind == "epsilon" else sigma))
+    if hat == sigma:
+        return two_stage.euler(ve(sigma), ve(then), model)
+    x = X + noise_scale * math.sqrt(hat**2 - sigma**2) * Z
     x0 = model.x0.x * x + model.x0.g * G
     return Step(0.0, 0.0, (x + (then - hat) / hat * (x - x0), x0))
 
@@ -45,7 +51,6 @@ def _euler_step(model: Predicted, sigma: float, hat: float, then: float, noise_s
 @steps_of("EDMEulerScheduler", "EulerDiscreteScheduler")
 def euler(call: Call, timestep: Any) -> Any:
     s, config = call.scheduler, call.scheduler.config
-    edm = "sigma_data" in config
     if isinstance(timestep, (int, torch.IntTensor, torch.LongTensor)) or not s.is_scale_input_called:
         raise Unchanged
     if call.options.get("pred_original_sample") is not None:
@@ -54,18 +59,13 @@ def euler(call: Call, timestep: Any) -> Any:
     sigmas = numbers(s, "sigmas")
     sigma = sigmas[i]
     hat = sigma * (1 + _churn(call, sigmas, sigma))
-    kind = prediction_of(config)
-    if edm:
-        model = preconditioned(kind, hat, config.sigma_data)
-    else:
-        model = predicted(kind, ve(hat if kind == "epsilon" else sigma))
-    made = _euler_step(model, sigma, hat, sigmas[i + 1], call.options["s_noise"])
+    sigma_data = config.get("sigma_data")
+    made = _euler_step(prediction_of(config), sigma_data, sigma, hat, sigmas[i + 1], call.options["s_noise"])
     wide = torch.promote_types(call.sample.dtype, torch.float32)
-    results = call.apply(made, dtypes=[call.output.dtype, wide])
+    result, *noisy_x0 = call.apply(made, dtypes=[call.output.dtype, wide][: len(made.step.rows)])
     s._step_index += 1
-    return returned(
-        call, "EDMEulerSchedulerOutput" if edm else "EulerDiscreteSchedulerOutput", results[0], lambda: results[1]
-    )
+    name = "EulerDiscreteSchedulerOutput" if sigma_data is None else "EDMEulerSchedulerOutput"
+    return returned(call, name, result, (lambda: noisy_x0[0]) if noisy_x0 else x0_of(call, made, wide))
 
 
 @cached

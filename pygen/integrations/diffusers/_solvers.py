@@ -38,20 +38,36 @@ def _space(config: Any) -> str:
 _LEVELS: dict[str, Callable[[float], Level]] = {"edm": ve, "flow": flow, "vp": vp}
 
 
-def _model_at(config: Any, at: Level, clamped: bool = False) -> Predicted:
-    """What the network says; clamped: eps is that of the clamped x0."""
+def _said_as(config: Any) -> tuple[Any, float | None, str]:
+    """What the network predicts, EDM's sigma_data, and the space of the states."""
     kind = prediction_of(config)
-    if (kind == "flow_prediction") != (_space(config) == "flow") and kind in ("flow_prediction", "v_prediction"):
+    space = _space(config)
+    if (kind == "flow_prediction") != (space == "flow") and kind in ("flow_prediction", "v_prediction"):
         raise Unchanged  # the peer mixes the two spaces
-    model = preconditioned(kind, at.sigma, config.sigma_data) if "sigma_data" in config else predicted(kind, at)
-    return Predicted(model.x0, first_order.clamped_eps(at)) if clamped else model
+    return kind, config.get("sigma_data"), space
+
+
+def _levels(said: tuple[Any, float | None, str], sigmas: tuple[float, ...]) -> tuple[list[Level], Predicted]:
+    """Levels of sigmas, those after and at a step first, and what the network says at it."""
+    kind, sigma_data, space = said
+    levels = [_LEVELS[space](sigma) for sigma in sigmas]
+    now = levels[1]
+    return levels, predicted(kind, now) if sigma_data is None else preconditioned(kind, now.sigma, sigma_data)
+
+
+def _behind(sigmas: list[float], i: int, count: int) -> tuple[float, ...]:
+    """The sigma after step i, its own, and those before, `count` + 1 in all."""
+    return tuple(sigmas[i + 1 - k] for k in range(count + 1))
 
 
 @cached
 def _dpm_step(
-    single: bool, model: Predicted, levels: tuple[Level, ...], order: int, space: Any, solver: Any, eta: float,
-    clip: float, dynamic: bool,
+    single: bool, said: Any, sigmas: tuple[float, ...], order: int, space: Any, solver: Any, eta: float, clip: float,
+    dynamic: bool,
 ) -> Step:  # fmt: skip
+    levels, model = _levels(said, sigmas)
+    if space == "noise" and (dynamic or clip < math.inf):
+        model = Predicted(model.x0, first_order.clamped_eps(levels[1]))
     third = -1.0 if eta and order == 3 and (not single or solver == "heun") else 0.0  # a sign is wrong in the peer
     build = exponential.dpm_singlestep if single else exponential.dpm_multistep
     step = build(levels, model, order=order, space=space, solver=solver, eta=eta, third=third)
@@ -64,14 +80,11 @@ def _dpm_call(call: Call, i: int, order: int, single: bool) -> Made:
     if config.get("variance_type") in ("learned", "learned_range"):
         call.output = call.output[:, :3]
     space = "data" if "++" in config.algorithm_type else "noise"
-    sigmas = numbers(s, "sigmas")
-    at = _LEVELS[_space(config)]
-    levels = tuple(at(sigmas[i + 1 - k]) for k in range(order + 1))
+    sigmas = _behind(numbers(s, "sigmas"), i, order)
     clip, call.threshold = clamp_of(config)
-    clamped = space == "noise" and (clip < math.inf or call.threshold is not None)
-    model = _model_at(config, levels[1], clamped)
+    dynamic = call.threshold is not None
     eta = 1.0 if "sde" in config.algorithm_type else 0.0
-    return _dpm_step(single, model, levels, order, space, config.solver_type, eta, clip, call.threshold is not None)
+    return _dpm_step(single, _said_as(config), sigmas, order, space, config.solver_type, eta, clip, dynamic)
 
 
 def _shift(scheduler: Any, newest: Tensor) -> None:
@@ -130,7 +143,8 @@ def dpm_singlestep(call: Call, timestep: Any) -> Any:
 
 
 @cached
-def _deis_step(model: Predicted, levels: tuple[Level, ...], order: int, clip: float, dynamic: bool) -> Step:
+def _deis_step(said: Any, sigmas: tuple[float, ...], order: int, clip: float, dynamic: bool) -> Step:
+    levels, model = _levels(said, sigmas)
     return replace(adams.deis(levels, model, order=order), clip=clip, threshold=dynamic)
 
 
@@ -143,10 +157,9 @@ def deis(call: Call, timestep: Any) -> Any:
     n, few = len(s.timesteps), config.lower_order_final and len(s.timesteps) < 15
     order = min(config.solver_order, s.lower_order_nums + 1)
     order = 1 if i == n - 1 and few else min(order, 2) if i == n - 2 and few else order
-    sigmas = numbers(s, "sigmas")
-    levels = tuple(_LEVELS[_space(config)](sigmas[i + 1 - k]) for k in range(order + 1))
+    sigmas = _behind(numbers(s, "sigmas"), i, order)
     clip, call.threshold = clamp_of(config)
-    made = _deis_step(_model_at(config, levels[1]), levels, order, clip, call.threshold is not None)
+    made = _deis_step(_said_as(config), sigmas, order, clip, call.threshold is not None)
     results = call.apply(made, s.model_outputs[::-1])
     _shift(s, results[1])
     _count(s)
@@ -156,9 +169,9 @@ def deis(call: Call, timestep: Any) -> Any:
 
 @cached
 def _unipc_step(
-    model: Predicted, levels: tuple[Level, ...], order: int, correct: int, space: Any, kind: Any, clip: float,
-    dynamic: bool,
-) -> Step:  # fmt: skip
+    said: Any, sigmas: tuple[float, ...], order: int, correct: int, space: Any, kind: Any, clip: float, dynamic: bool
+) -> Step:
+    levels, model = _levels(said, sigmas)
     step = exponential.unipc(levels, model, order=order, correct=correct, space=space, kind=kind)
     return replace(step, clip=clip, threshold=dynamic)
 
@@ -172,13 +185,11 @@ def unipc(call: Call, timestep: Any) -> Any:
     correct = s.this_order if i > 0 and i - 1 not in s.disable_corrector and s.last_sample is not None else 0
     order = min(config.solver_order, len(s.timesteps) - i if config.lower_order_final else config.solver_order)
     order = min(order, s.lower_order_nums + 1)
-    sigmas = numbers(s, "sigmas")
-    count = min(max(order, correct + 1), i + 1)
-    levels = tuple(_LEVELS[_space(config)](sigmas[i + 1 - k]) for k in range(count + 1))
+    sigmas = _behind(numbers(s, "sigmas"), i, min(max(order, correct + 1), i + 1))
     space = "data" if s.predict_x0 else "noise"
     clip, call.threshold = clamp_of(config) if s.predict_x0 else (math.inf, None)
-    model, dynamic = _model_at(config, levels[1]), call.threshold is not None
-    made = _unipc_step(model, levels, order, correct, space, config.solver_type, clip, dynamic)
+    dynamic = call.threshold is not None
+    made = _unipc_step(_said_as(config), sigmas, order, correct, space, config.solver_type, clip, dynamic)
     results = call.apply(made, [s.last_sample, *s.model_outputs[::-1]])
     _shift(s, results[1])
     s.timestep_list[:] = [*s.timestep_list[1:], timestep]
