@@ -10,10 +10,12 @@ struct ConvKernels;
 struct FrechetKernels;
 struct GatesKernels;
 struct HeadsKernels;
+struct LossKernels;
 struct MixtureKernels;
 struct MomentsKernels;
 struct RandomKernels;
 struct SamplerKernels;
+struct StatsKernels;
 
 struct ProbeKernels {
   // Runs 20 independent chains of `n` fused multiply-adds on full vectors, in registers; returns the operations done.
@@ -22,8 +24,8 @@ struct ProbeKernels {
 };
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
-                         const HeadsKernels*, const MixtureKernels*, const MomentsKernels*, const RandomKernels*,
-                         const SamplerKernels*, const ProbeKernels*>;
+                         const HeadsKernels*, const LossKernels*, const MixtureKernels*, const MomentsKernels*,
+                         const RandomKernels*, const SamplerKernels*, const StatsKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 
