@@ -16,6 +16,7 @@ struct MomentsKernels;
 struct RandomKernels;
 struct SamplerKernels;
 struct StatsKernels;
+struct StepKernels;
 
 struct ProbeKernels {
   // Runs 20 independent chains of `n` fused multiply-adds on full vectors, in registers; returns the operations done.
@@ -25,7 +26,8 @@ struct ProbeKernels {
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
                          const HeadsKernels*, const LossKernels*, const MixtureKernels*, const MomentsKernels*,
-                         const RandomKernels*, const SamplerKernels*, const StatsKernels*, const ProbeKernels*>;
+                         const RandomKernels*, const SamplerKernels*, const StatsKernels*, const StepKernels*,
+                         const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 
