@@ -83,7 +83,8 @@ def over(v, m, n):
 @triton.jit
 def clamp(v, limit):
     """v within [-limit, limit]; NaN stays NaN."""
-    return tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
+    v = tl.where(v < -limit, -limit, v)
+    return tl.where(v > limit, limit, v)
 
 
 @triton.jit

@@ -79,14 +79,14 @@ def _step(
         z *= pm.exp(coefficient(values, table, at_row, there, P + 6, ACC) + slope * load(log_std, at, inside, ACC))
 
     for k in tl.static_range(K):
-        FIRST: tl.constexpr = P + 8 + k * (4 + H)
-        y = coefficient(values, table, at_row, there, FIRST, ACC) * v
-        y += coefficient(values, table, at_row, there, FIRST + 1, ACC) * g
-        y += coefficient(values, table, at_row, there, FIRST + 2, ACC) * x0
+        y = coefficient(values, table, at_row, there, P + 8 + k * (4 + H), ACC) * v
+        y += coefficient(values, table, at_row, there, P + 9 + k * (4 + H), ACC) * g
+        y += coefficient(values, table, at_row, there, P + 10 + k * (4 + H), ACC) * x0
         if DRAWS or noise is not None:
-            y += coefficient(values, table, at_row, there, FIRST + 3, ACC) * z
+            y += coefficient(values, table, at_row, there, P + 11 + k * (4 + H), ACC) * z
         for i in tl.static_range(H):
-            y += coefficient(values, table, at_row, there, FIRST + 4 + i, ACC) * load(past[i], at, inside, ACC)
+            c_i = coefficient(values, table, at_row, there, P + 12 + k * (4 + H) + i, ACC)
+            y += c_i * load(past[i], at, inside, ACC)
         if k == 0 and known is not None:
             m = load(mask, at, inside, ACC)
             y = (1.0 - m) * y + m * kept
