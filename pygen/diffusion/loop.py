@@ -1,0 +1,188 @@
+"""The loop of a sampling run: the network, a step, the network, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from .._seed import Source, seed_of
+from ..progress import Progress
+from ._apply import diffusion_step
+from .plan import Plan
+from .step import Step
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Dynamic thresholding, Saharia et al. 2022 (2205.11487), section 2.3: x0 is clamped to a quantile of |x0| of its
+    sample, between 1 and `largest`, and divided by it."""
+
+    quantile: float = 0.995
+    largest: float = 1.0
+
+    def of(self, x: Tensor, g: Tensor, step: Step) -> Tensor:
+        """The bound of each sample [B], in the arithmetic's type."""
+        dtype = torch.float64 if torch.float64 in (x.dtype, g.dtype) else torch.float32
+        x0 = step.p * x.to(dtype) + step.q * g.to(dtype)
+        if self.largest <= 1:
+            return torch.ones(len(x0), dtype=dtype, device=x.device)
+        return torch.quantile(x0.abs().flatten(1), self.quantile, dim=1).clamp(1, self.largest)
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """What a callback is told after evaluation `index` of a plan: the state before, the model's outputs, the state."""
+
+    index: int
+    x: Tensor
+    outputs: tuple[Tensor, ...]
+    result: Tensor
+
+
+@torch.no_grad()
+def sample_loop(
+    network: Network,
+    x: Tensor,
+    plan: Plan,
+    *,
+    guidance: float | Sequence[float] | None = None,
+    generator: Source = None,
+    first_sample: int = 0,
+    sample_ids: Tensor | None = None,
+    noise: Noise | None = None,
+    threshold: Threshold | None = None,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
+    progress: bool | Callable[[int, int], None] = False,
+    callback: Callable[[Progressed], None] | None = None,
+) -> Tensor:
+    """Runs a plan from a first state and returns the last.
+
+    network: called as network(input, t) with the state, scaled as it was trained, and t [B], the time of `plan` in
+        the input's dtype (float32 for 16-bit ones); returns what the plan's prediction says, [B, C, ...], or twice
+        as many channels where the second half are variances that the network learned.
+    x: [B, C, ...], plan.start times standard normal noise, in float32 or float64; see `Plan.first_state`.
+    guidance: s for the outputs of an unconditional and a conditional copy of the batch, u + s (c - u), Ho and Salimans
+        2022 (2207.12598); or a weight for the output of each copy. The network is called once, on copies [k B, ...]
+        in the order of their weights, and t [k B]. None: without.
+    generator, first_sample, sample_ids: of the noise drawn, see `pygen.random`; its steps are the plan's, from 1 on:
+        0 is the first state's.
+    noise: gives what is drawn instead: noise(index, x), like x, for the step after evaluation `index`.
+    threshold: for plans with threshold=True.
+    known, known_mask: for plans that repaint: the image, and 1 where its pixels are known.
+    progress: True shows a bar; or it is called with (evaluations done, all).
+    callback: called after each step.
+
+    The noise of a sample depends on the seed, its id and the step alone: not on the batch, the rank or the device.
+    Not differentiable.
+    """
+    weights = _weights(guidance)
+    if plan.needs_threshold and threshold is None:
+        raise ValueError("expected threshold for a plan with threshold=True, got None")
+    if (known is None) != (known_mask is None):
+        raise ValueError("expected known and known_mask together, got one")
+    seed = seed_of(generator) if noise is None and plan.noisy else 0
+    tables = plan.tables(weights)
+    times = plan.timesteps.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    history: list[Tensor | None] = []
+    fed = torch.cat([x * plan.scale] * len(weights)) if len(weights) > 1 or plan.scale != 1 else x
+    report = _reporter(progress, len(plan))
+    with report:
+        for index, evaluation in enumerate(plan.evaluations):
+            step, (table, row) = evaluation.step, tables[index]
+            outputs: tuple[Tensor, ...] = ()
+            variance = None
+            if evaluation.time is not None:
+                output = network(fed, times[index].expand(len(fed)))
+                if output.shape[1:2] != x.shape[1:2] and step.log_std is not None:
+                    output, variance = output.chunk(2, 1)
+                    variance = variance[-len(x) :]  # of the conditional copy
+                outputs = output.chunk(len(weights))
+            copies = len(weights) if index + 1 < len(plan) and (len(weights) > 1 or step.scale != 1) else 0
+            results = diffusion_step(
+                x, outputs, table, row,
+                rows=len(step.rows),
+                history=[given(history, i) for i in step.reads],
+                noise=noise(index, x) if noise is not None and step.noisy else None,
+                draws=noise is None and step.noisy,
+                generator=seed,
+                first_sample=first_sample,
+                sample_ids=sample_ids,
+                step=index - row + 1,
+                threshold=threshold.of(x, _guided(outputs, weights), step) if step.threshold and threshold else None,
+                log_std=variance,
+                known=known if step.known or step.known_noise else None,
+                known_mask=known_mask,
+                copies=copies,
+            )  # fmt: skip
+            fed = results.pop() if copies else results[0]
+            if callback is not None:
+                callback(Progressed(index, x, outputs, results[0]))
+            history = [kept(name, x, results, history) for name in step.keep]
+            x = results[0]
+            report(index + 1)
+    return x
+
+
+def _weights(guidance: float | Sequence[float] | None) -> tuple[float, ...]:
+    if guidance is None:
+        return (1.0,)
+    if isinstance(guidance, Sequence):
+        if not 1 <= len(guidance) <= 4:
+            raise ValueError(f"expected 1 to 4 weights of guidance, got {len(guidance)}")
+        return tuple(guidance)
+    return 1.0 - guidance, guidance
+
+
+def _guided(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = weights[0] * outputs[0]
+    for weight, output in zip(weights[1:], outputs[1:], strict=True):
+        total = total + weight * output
+    return total
+
+
+def given(history: Sequence[Tensor | None], index: int) -> Tensor:
+    """A tensor of history that a step reads."""
+    tensor = history[index]
+    assert tensor is not None  # plans keep what they read
+    return tensor
+
+
+def kept(name: str, x: Tensor, results: Sequence[Tensor], history: Sequence[Tensor | None]) -> Tensor | None:
+    """What a name of `Step.keep` stands for; None where nothing reads it."""
+    if not name:
+        return None
+    if name == "x":
+        return x
+    index = int(name[1:])
+    return results[index] if name[0] == "y" else history[index] if index < len(history) else None
+
+
+class _reporter:
+    """A bar, a function or nothing."""
+
+    def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:
+        self._total = total
+        self._tell = progress if callable(progress) else None
+        self._bar = Progress(Console(stderr=True), "sampling", total, "steps") if progress is True else None
+
+    def __enter__(self) -> None:
+        if self._bar is not None:
+            self._bar.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    def __call__(self, done: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(1)
+        if self._tell is not None:
+            self._tell(done, self._total)

@@ -1,0 +1,394 @@
+"""Samplers: for a grid of levels, the evaluations and the step after each. Nothing here computes on tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+from .coefficients import adams, exponential, first_order, two_stage
+from .coefficients.exponential import Solver
+from .coefficients.first_order import Variance
+from .grid import Discrete, Edm, Flow, Grid
+from .level import Level
+from .plan import Evaluation, Plan
+from .step import G, H, Step, X
+
+Schedule = Discrete | Flow | Edm
+Steps = Iterator[Evaluation]
+
+
+def _pairs(grid: Grid) -> Iterator[tuple[float, Level, Level]]:
+    return ((t, now, then) for t, (now, then) in zip(grid.times, pairwise(grid.levels), strict=True))
+
+
+def _back(grid: Grid, i: int, count: int) -> list[Level]:
+    """The level after evaluation i, its own, and up to `count` - 1 before."""
+    return [grid.levels[i + 1 - k] for k in range(min(count, i + 1) + 1)]
+
+
+# --- one evaluation a step --------------------------------------------------------------------------------------------
+
+
+def ddim(grid: Grid, *, eta: float = 0.0, reuse_clamped: bool = False, noise_scale: float = 1.0) -> Steps:
+    for t, now, then in _pairs(grid):
+        options = {"eta": eta, "reuse_clamped": reuse_clamped, "noise_scale": noise_scale}
+        yield Evaluation(t, now, first_order.ddim(now, then, grid.predicted(now), **options))
+
+
+def ddim_inverse(grid: Grid) -> Steps:
+    """From data to noise, by the network's word at the level where a step ends."""
+    for t, then, now in reversed([*_pairs(grid)]):
+        yield Evaluation(t, now, first_order.ddim(now, then, grid.predicted(now)))
+
+
+def ddpm(grid: Grid, *, variance: Variance = "fixed_small") -> Steps:
+    for t, now, then in _pairs(grid):
+        step = first_order.ddpm(now, then, grid.predicted(now), variance=variance, noisy=then.sigma > 0)
+        yield Evaluation(t, now, step)
+
+
+def euler(
+    grid: Grid, *, churn: float = 0.0, churn_from: float = 0.0, churn_to: float = math.inf, noise_scale: float = 1.0
+) -> Steps:
+    return _churned(grid, _euler, churn, churn_from, churn_to, noise_scale)
+
+
+def euler_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Steps:
+    return ddim(grid, eta=eta, noise_scale=noise_scale, reuse_clamped=True)
+
+
+def consistency(grid: Grid, *, noise_scale: float = 1.0) -> Steps:
+    """The data predicted, and noised anew: consistency models, whose data have the smallest noise, and flows."""
+    for t, now, then in _pairs(grid):
+        least = grid.smallest if grid.prediction == "consistency" else 0.0
+        added = Level(then.alpha, math.sqrt(max(then.sigma**2 - least**2, 0.0)))
+        yield Evaluation(t, now, first_order.consistency(added, grid.predicted(now), noise_scale=noise_scale))
+
+
+def lcm(grid: Grid, *, sigma_data: float = 0.5, time_scale: float = 10.0) -> Steps:
+    for t, now, then in _pairs(grid):
+        r = math.hypot(t * time_scale, sigma_data)
+        skip, out = (sigma_data / r) ** 2, t * time_scale / r
+        yield Evaluation(t, now, first_order.consistency(then, grid.predicted(now), skip=skip, out=out))
+
+
+def tcd(grid: Grid, *, eta: float = 0.3) -> Steps:
+    """eta: how far below a step's end the data are predicted, as a share of its time."""
+    if grid.level_of is None:
+        raise ValueError("expected a discrete schedule for tcd")
+    for i, (t, now, then) in enumerate(_pairs(grid)):
+        last = i + 1 == len(grid.times)
+        middle = then if last else grid.level_of(math.floor((1 - eta) * grid.times[i + 1]))
+        yield Evaluation(t, now, first_order.trajectory_consistency(now, middle, then, grid.predicted(now)))
+
+
+# --- churn: a state is made noisier before the network is asked -------------------------------------------------------
+
+
+def _churned(
+    grid: Grid,
+    stages: Callable[[Grid, float, Level, Level, float | None], Steps],
+    churn: float,
+    churn_from: float,
+    churn_to: float,
+    noise_scale: float,
+) -> Steps:
+    """Karras et al. 2022 (2206.00364), algorithm 2. Noise of a step is added by the step before it."""
+    gamma = min(churn / len(grid.times), math.sqrt(2) - 1)
+    pairs = [*_pairs(grid)]
+    noisier = [
+        replace_sigma(now, now.sigma * (1 + gamma)) if churn_from <= now.sigma <= churn_to else now
+        for _, now, _ in pairs
+    ]
+    if noisier[0] != pairs[0][1]:
+        yield Evaluation(None, pairs[0][1], _with_noise(Step(0.0, 0.0, (X,)), pairs[0][1], noisier[0], noise_scale))
+    for i, (t, now, then) in enumerate(pairs):
+        asked = t if noisier[i] == now else grid.time_of(noisier[i])
+        t_then = grid.times[i + 1] if i + 1 < len(pairs) else None
+        *first, last = stages(grid, asked, noisier[i], then, t_then)
+        yield from first
+        if i + 1 < len(pairs) and noisier[i + 1] != then:
+            last = replace(last, step=_with_noise(last.step, then, noisier[i + 1], noise_scale))
+        yield last
+
+
+def replace_sigma(level: Level, sigma: float) -> Level:
+    return Level(level.alpha, sigma)
+
+
+def _with_noise(step: Step, now: Level, then: Level, scale: float) -> Step:
+    return noised(step, scale * math.sqrt(then.sigma**2 - now.sigma**2))
+
+
+def _euler(grid: Grid, t: float, now: Level, then: Level, t_then: float | None = None) -> Steps:
+    yield Evaluation(t, now, two_stage.euler(now, then, grid.predicted(now)))
+
+
+def _heun(grid: Grid, t: float, now: Level, then: Level, t_then: float | None) -> Steps:
+    if then.sigma == 0 or now == then:
+        yield from _euler(grid, t, now, then)
+        return
+    yield Evaluation(t, now, two_stage.heun_first(now, then, grid.predicted(now)))
+    t_then = grid.time_of(then) if t_then is None else t_then
+    yield Evaluation(t_then, then, two_stage.heun_second(now, then, grid.predicted(then)), 1)
+
+
+def _midpoint(grid: Grid, t: float, now: Level, then: Level, t_then: float | None = None, std: float = 0.0) -> Steps:
+    if then.sigma == 0 or now == then:
+        step = two_stage.euler(now, then, grid.predicted(now))
+        yield Evaluation(t, now, noised(step, std))
+        return
+    middle = two_stage.log_middle(now, then)
+    yield Evaluation(t, now, two_stage.midpoint_first(now, middle, grid.predicted(now)))
+    second = two_stage.midpoint_second(now, middle, then, grid.predicted(middle), std=std)
+    yield Evaluation(grid.time_of(middle), middle, second, 1)
+
+
+# --- two evaluations a step -------------------------------------------------------------------------------------------
+
+
+def heun(
+    grid: Grid, *, churn: float = 0.0, churn_from: float = 0.0, churn_to: float = math.inf, noise_scale: float = 1.0
+) -> Steps:
+    return _churned(grid, _heun, churn, churn_from, churn_to, noise_scale)
+
+
+def dpm2(
+    grid: Grid, *, churn: float = 0.0, churn_from: float = 0.0, churn_to: float = math.inf, noise_scale: float = 1.0
+) -> Steps:
+    return _churned(grid, _midpoint, churn, churn_from, churn_to, noise_scale)
+
+
+def dpm2_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Steps:
+    for t, now, then in _pairs(grid):
+        down, std = two_stage.descent(now, then, eta)
+        yield from _midpoint(grid, t, now, down, std=std * noise_scale)
+
+
+def dpmpp_2s(grid: Grid, *, eta: float = 0.0, noise_scale: float = 1.0) -> Steps:
+    """DPM-Solver++(2S); with eta ancestral."""
+    for t, now, then in _pairs(grid):
+        down, std = two_stage.descent(now, then, eta)
+        if down.sigma == 0 or now == down:
+            step = first_order.ddim(now, down, grid.predicted(now), reuse_clamped=True)
+            yield Evaluation(t, now, noised(step, std * noise_scale))
+            continue
+        middle = two_stage.log_middle(now, down)
+        yield Evaluation(t, now, two_stage.midpoint_first(now, middle, grid.predicted(now)))
+        second = two_stage.dpmpp_2s_second(now, down, grid.predicted(middle), std=std * noise_scale)
+        yield Evaluation(grid.time_of(middle), middle, second, 1)
+
+
+def noised(step: Step, std: float) -> Step:
+    """With noise of a standard deviation on the next state."""
+    return replace(step, rows=(replace(step.rows[0], noise=std), *step.rows[1:]))
+
+
+def dpmpp_sde(
+    grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0, share: float = 0.5, whole_noise: bool = False
+) -> Steps:
+    """DPM-Solver++ (2S) of the SDE, as k-diffusion has it: noise of the whole step contains that of its first part.
+
+    whole_noise: what is given to the second stage is noise of the whole step, not of the rest of it.
+    """
+    for t, now, then in _pairs(grid):
+        if then.sigma == 0 or now == then:
+            yield from _euler(grid, t, now, then)
+            continue
+        middle = two_stage.log_middle(now, then, share)
+        models = grid.predicted(now), grid.predicted(middle)
+        options = {"eta": eta, "share": share, "noise_scale": noise_scale, "whole_noise": whole_noise}
+        first, second = two_stage.dpmpp_sde(now, middle, then, *models, **options)
+        yield Evaluation(t, now, first)
+        yield Evaluation(grid.time_of(middle), middle, second, 1)
+
+
+# --- many steps -------------------------------------------------------------------------------------------------------
+
+
+def dpm_multistep(
+    grid: Grid,
+    *,
+    order: int = 2,
+    space: exponential.Space = "data",
+    solver: Solver = "midpoint",
+    eta: float = 0.0,
+    noise_scale: float = 1.0,
+    lower_order_final: bool = True,
+) -> Steps:
+    """lower_order_final: below 15 steps the last two are of order 1 and 2, as in the paper's code."""
+    n = len(grid.times)
+    for i, t in enumerate(grid.times):
+        left = n - i if lower_order_final and n < 15 else order
+        levels = _back(grid, i, min(order, left))
+        model = grid.predicted(levels[1])
+        options = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
+        step = exponential.dpm_multistep(levels, model, order=len(levels) - 1, **options)
+        yield Evaluation(t, levels[1], replace(step, keep=("y1", "h0")))
+
+
+def dpm_singlestep(
+    grid: Grid,
+    *,
+    order: int = 2,
+    space: exponential.Space = "data",
+    solver: Solver = "midpoint",
+    eta: float = 0.0,
+    noise_scale: float = 1.0,
+) -> Steps:
+    """Steps of `order` evaluations each; the last of fewer, and of one evaluation to no noise."""
+    n = len(grid.times)
+    stages = [1 + i % order for i in range(n)]
+    if grid.levels[-1].sigma == 0:
+        stages[-1] = 1
+    for i, (t, stage) in enumerate(zip(grid.times, stages, strict=True)):
+        levels = _back(grid, i, stage)
+        options = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
+        yield Evaluation(
+            t, levels[1], exponential.dpm_singlestep(levels, grid.predicted(levels[1]), order=stage, **options)
+        )
+
+
+def unipc(
+    grid: Grid,
+    *,
+    order: int = 2,
+    space: exponential.Space = "data",
+    kind: Literal["bh1", "bh2"] = "bh2",
+    corrector: bool = True,
+    lower_order_final: bool = True,
+) -> Steps:
+    n, last_order = len(grid.times), 0
+    for i, t in enumerate(grid.times):
+        this_order = min(order, i + 1, n - i if lower_order_final else order)
+        levels = _back(grid, i, max(this_order, last_order + 1))
+        model = grid.predicted(levels[1])
+        correct = last_order if corrector else 0
+        step = exponential.unipc(levels, model, order=this_order, correct=correct, space=space, kind=kind)
+        yield Evaluation(t, levels[1], step)
+        last_order = this_order
+
+
+def lms(grid: Grid, *, order: int = 4) -> Steps:
+    for i, t in enumerate(grid.times):
+        levels = _back(grid, i, order)
+        step = adams.lms(levels, grid.predicted(levels[1]), order=order)
+        yield Evaluation(t, levels[1], step)
+
+
+def deis(grid: Grid, *, order: int = 2, lower_order_final: bool = True) -> Steps:
+    n = len(grid.times)
+    for i, t in enumerate(grid.times):
+        left = n - i if lower_order_final and n < 15 else order
+        levels = _back(grid, i, min(order, left))
+        step = adams.deis(levels, grid.predicted(levels[1]), order=order)
+        yield Evaluation(t, levels[1], step)
+
+
+def ipndm(grid: Grid, *, order: int = 4) -> Steps:
+    for i, (t, now, then) in enumerate(_pairs(grid)):
+        yield Evaluation(t, now, adams.ipndm(now, then, grid.predicted(now), order=min(order, i + 1)))
+
+
+def pndm(grid: Grid) -> Steps:
+    """Pseudo linear multistep, whose first step is taken twice: PLMS of latent diffusion, by eq. 11 and 12 of
+    Liu et al. 2022 (2202.09778)."""
+    for i, (t, now, then) in enumerate(_pairs(grid)):
+        model = grid.predicted(now)
+        output = adams.adams(G, min(i + 1, 4))
+        if i == 0 and len(grid.times) > 1:
+            yield Evaluation(t, now, Step(*model.data, (adams.pndm(now, then, model, G), G), keep=("x", "y1")))
+            at_then = grid.predicted(then)
+            mean = (G + H(1)) / 2
+            row = adams.pndm(now, then, model, mean, H(0))
+            yield Evaluation(grid.times[1], then, Step(*at_then.data, (row,), keep=("h1",)), 1)
+        else:
+            yield Evaluation(
+                t, now, Step(*model.data, (adams.pndm(now, then, model, output), G), keep=("y1", "h0", "h1"))
+            )
+
+
+# --- the list ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How evaluations are made, and the grid they want of a discrete schedule."""
+
+    build: Callable[..., Steps]
+    space: Literal["table", "vp", "ve"] = "ve"
+    one_more: bool = False
+    whole: bool = True
+
+
+SAMPLERS = {
+    "ddpm": Sampler(ddpm, "table"),
+    "ddim": Sampler(ddim, "table"),
+    "ddim-inverse": Sampler(ddim_inverse, "table"),
+    "pndm": Sampler(pndm, "table"),
+    "lcm": Sampler(lcm, "table"),
+    "tcd": Sampler(tcd, "table"),
+    "euler": Sampler(euler, whole=False),
+    "euler-ancestral": Sampler(euler_ancestral, whole=False),
+    "consistency": Sampler(consistency, whole=False),
+    "heun": Sampler(heun, whole=False),
+    "dpm2": Sampler(dpm2, whole=False),
+    "dpm2-ancestral": Sampler(dpm2_ancestral, whole=False),
+    "lms": Sampler(lms, whole=False),
+    "ipndm": Sampler(ipndm, "vp", one_more=True),
+    "deis": Sampler(deis, "vp", one_more=True),
+    "dpm": Sampler(dpm_multistep, "vp", one_more=True),
+    "dpm-singlestep": Sampler(dpm_singlestep, "vp", one_more=True),
+    "dpmpp-2s": Sampler(dpmpp_2s, whole=False),
+    "dpmpp-sde": Sampler(dpmpp_sde, whole=False),
+    "unipc": Sampler(unipc, "vp", one_more=True),
+}
+"""Every sampler by its name."""
+
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpmpp-2m": ("dpm", {"order": 2}),
+    "dpmpp-3m": ("dpm", {"order": 3}),
+    "dpmpp-2m-sde": ("dpm", {"order": 2, "eta": 1.0}),
+    "dpmpp-3m-sde": ("dpm", {"order": 3, "eta": 1.0}),
+    "dpmpp-2s-ancestral": ("dpmpp-2s", {"eta": 1.0}),
+}
+"""Names of samplers with options."""
+
+
+def plan(
+    sampler: str,
+    schedule: Schedule,
+    steps: int,
+    *,
+    clip: float = math.inf,
+    threshold: bool = False,
+    grid: dict[str, Any] | None = None,
+    **options: Any,
+) -> Plan:
+    """A sampling run: `steps` steps of a sampler on what a network was trained on.
+
+    sampler: a name of `SAMPLERS` or `ALIASES`; options: those of its function there.
+    clip: x0 is clamped to +-clip. threshold: to a quantile of its sample, see `sample_loop`.
+    grid: options of the schedule's grid: spacing, sigmas, timesteps, shift, ...
+
+    >>> from pygen.diffusion import Discrete, plan
+    >>> len(plan("dpmpp-2m", Discrete.of("scaled_linear", start=0.00085, end=0.012), 20, grid={"sigmas": "karras"}))
+    20
+
+    Raises ValueError for a name or a number, TypeError for an option that does not apply.
+    """
+    name, preset = ALIASES.get(sampler, (sampler, {}))
+    if name not in SAMPLERS:
+        raise ValueError(f"expected sampler as one of {', '.join(sorted([*SAMPLERS, *ALIASES]))}, got {sampler!r}")
+    kind = SAMPLERS[name]
+    if isinstance(schedule, Discrete):
+        points = schedule.grid(steps, kind.space, one_more=kind.one_more, whole=kind.whole, **grid or {})
+    else:
+        points = schedule.grid(steps, **grid or {})
+    found = [
+        replace(e, step=replace(e.step, clip=clip, threshold=threshold)) for e in kind.build(points, **preset | options)
+    ]
+    return Plan.of(found, start=points.start, scales=[points.scale(e.level) for e in found])
