@@ -2,6 +2,7 @@
 
 from .causal_sampler import causal_sampler
 from .coupling import affine_coupling
+from .diffusion_step import diffusion_step
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
 from .heads import bernoulli_nll, categorical_nll
@@ -21,6 +22,7 @@ __all__ = [
     "channel_links",
     "concat_elu",
     "dequantize",
+    "diffusion_step",
     "gated_activation",
     "logistic_mixture_nll",
     "logistic_mixture_sample",

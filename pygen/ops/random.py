@@ -35,6 +35,14 @@ def stream(
     offset: int,
 ) -> Stream:
     """The arguments of `STREAM` from those of the public functions, for a batch of samples."""
+    where = place(generator, first_sample, step, draw, offset)
+    if sample_ids is None:
+        return torch.empty(0, dtype=torch.int64, device=device), *where
+    return given_ids(batch, device, first_sample, sample_ids), *where
+
+
+def place(generator: Source, first_sample: int, step: int, draw: int, offset: int) -> tuple[int | None, int, int, int]:
+    """The arguments of `STREAM` but the ids."""
     seed = None
     if generator is not None:
         seed = seed_of(generator)
@@ -48,18 +56,20 @@ def stream(
             raise TypeError(f"expected {name} as an integer, got {value!r}")
         if not 0 <= value < end:
             raise ValueError(f"expected {name} in [0, {end}), got {value}")
-    ids = torch.empty(0, dtype=torch.int64, device=device)
-    if sample_ids is not None:
-        if not isinstance(sample_ids, Tensor):
-            raise TypeError(f"expected sample_ids as an int64 tensor, got {type(sample_ids).__name__}")
-        if device is not None and sample_ids.device != ids.device:
-            raise ValueError(f"expected sample_ids on {ids.device}, got {sample_ids.device}")
-        if first_sample:
-            raise ValueError(f"expected first_sample or sample_ids, got both ({first_sample} and a tensor)")
-        if sample_ids.numel() == 0 and batch:  # which to the op means that there are none
-            raise ValueError(f"expected sample_ids of shape ({batch},), got {tuple(sample_ids.shape)}")
-        ids = sample_ids
-    return ids, seed, first_sample, (draw << 24) + step, offset
+    return seed, first_sample, (draw << 24) + step, offset
+
+
+def given_ids(batch: int, device: torch.device | str | None, first_sample: int, sample_ids: Tensor) -> Tensor:
+    """`sample_ids` of the public functions, if it is as they ask."""
+    if not isinstance(sample_ids, Tensor):
+        raise TypeError(f"expected sample_ids as an int64 tensor, got {type(sample_ids).__name__}")
+    if device is not None and sample_ids.device != (on := torch.empty(0, device=device).device):
+        raise ValueError(f"expected sample_ids on {on}, got {sample_ids.device}")
+    if first_sample:
+        raise ValueError(f"expected first_sample or sample_ids, got both ({first_sample} and a tensor)")
+    if sample_ids.numel() == 0 and batch:  # which to the op means that there are none
+        raise ValueError(f"expected sample_ids of shape ({batch},), got {tuple(sample_ids.shape)}")
+    return sample_ids
 
 
 def samples_of(ids: Tensor, first_sample: int, batch: int) -> Tensor:

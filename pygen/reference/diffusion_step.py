@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,9 +36,14 @@ def width(outputs: int, history: int, rows: int) -> int:
     return Columns.of(outputs).rows + rows * (4 + history)
 
 
-def arithmetic(x: Tensor, outputs: Sequence[Tensor]) -> torch.dtype:
-    """float64 if a tensor is of it, else float32: float16, bfloat16 and uint8 are storage types."""
-    wide = any(tensor.dtype == torch.float64 for tensor in (x, *outputs))
+def result_dtypes(x: Tensor, results: int, dtypes: Sequence[torch.dtype] | None) -> Sequence[torch.dtype]:
+    """As given; by default x's, or float32 for bytes."""
+    return dtypes or results * [torch.float32 if x.dtype == torch.uint8 else x.dtype]
+
+
+def arithmetic(x: Tensor, outputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> torch.dtype:
+    """float64 if x, an output or a result is of it, else float32: float16, bfloat16 and uint8 are storage types."""
+    wide = torch.float64 in (x.dtype, *(output.dtype for output in outputs), *(dtypes or ()))
     return torch.float64 if wide else torch.float32
 
 
@@ -52,11 +57,78 @@ def along(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (x.dim() - values.dim()))
 
 
+class _Step:
+    """A step on tensors in the type of the arithmetic: what the results and the gradients are made of."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        x: Tensor,
+        outputs: Sequence[Tensor],
+        table: Tensor,
+        index: Tensor | int,
+        rows: int,
+        history: Sequence[Tensor],
+        noise: Tensor | None,
+        rescale: Tensor | None,
+        threshold: Tensor | None,
+        log_std: Tensor | None,
+        known: Tensor | None,
+        known_mask: Tensor | None,
+        known_noise: Tensor | None,
+    ) -> None:
+        table = table.to(dtype)
+        if isinstance(index, Tensor):  # rows that are not there are NaN
+            there = (index >= 0) & (index < len(table))
+            c = table.index_select(0, index.clamp(0, len(table) - 1).flatten())  # table[index] would look at a counter
+            c = torch.where(there[..., None], c.reshape(*index.shape, table.shape[1]), torch.nan)
+        else:
+            c = table[index]
+        n = [along(value, x) for value in c.movedim(-1, 0)]
+        at, per_row = Columns.of(len(outputs)), 4 + len(history)
+        self.weights = n[: at.p]
+        self.p, self.q, self.clip, self.known, self.known_noise, self.scale = n[at.p : at.log_std]
+        self.rows = [n[at.rows + k * per_row :][:per_row] for k in range(rows)]
+
+        self.x = normalised(x, dtype)
+        self.r = None if rescale is None else along(rescale.to(dtype), x)
+        g = torch.zeros_like(self.x)
+        for weight, output in zip(self.weights, outputs, strict=True):
+            g = g + weight * output.to(dtype)
+        self.g = g if self.r is None else g * self.r
+        self.guess = self.p * self.x + self.q * self.g
+        self.clipped = torch.clamp(self.guess, -self.clip, self.clip)
+        self.s = None if threshold is None else along(threshold.to(dtype), x)
+        self.x0 = self.clipped if self.s is None else torch.clamp(self.clipped, -self.s, self.s) / self.s
+
+        def given(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        self.history = [h.to(dtype) for h in history]
+        self.z, self.mask = given(noise), given(known_mask)
+        self.kept_z = self.z if known_noise is None else given(known_noise)
+        self.slope = n[at.log_std_slope]
+        self.std = None if log_std is None else torch.exp(n[at.log_std] + self.slope * log_std.to(dtype))
+        self.kept = None if known is None else self.known * normalised(known, dtype)
+        if self.kept is not None and self.kept_z is not None:
+            self.kept = self.kept + self.known_noise * self.kept_z
+
+    def row(self, k: int) -> Tensor:
+        """A result, before it is blended."""
+        a, e, b, d, *past = self.rows[k]
+        y = a * self.x + e * self.g + b * self.x0
+        if self.z is not None:
+            y = y + d * (self.z if self.std is None else self.std * self.z)
+        for weight, h in zip(past, self.history, strict=True):
+            y = y + weight * h
+        return y
+
+
 def diffusion_step(
     x: Tensor,
     outputs: Sequence[Tensor],
     table: Tensor,
-    index: Tensor,
+    index: Tensor | int = 0,
     *,
     rows: int = 1,
     history: Sequence[Tensor] = (),
@@ -68,37 +140,112 @@ def diffusion_step(
     known_mask: Tensor | None = None,
     known_noise: Tensor | None = None,
     copies: int = 0,
+    dtypes: Sequence[torch.dtype] | None = None,
 ) -> list[Tensor]:
-    """See `pygen.ops.diffusion_step`. The results in the type of the arithmetic."""
-    dtype = arithmetic(x, outputs)
-    at = Columns.of(len(outputs))
-    c = table.to(dtype)[index].movedim(-1, 0)  # [columns, *index.shape]
-    n = [along(value, x) for value in c]
-    z = torch.zeros_like(x, dtype=dtype) if noise is None else noise.to(dtype)
-    x = normalised(x, dtype)
-    g = torch.zeros_like(x)
-    for weight, output in zip(n, outputs):
-        g = g + weight * output.to(dtype)
-    if rescale is not None:
-        g = g * along(rescale.to(dtype), x)
-    x0 = n[at.p] * x + n[at.q] * g
-    x0 = torch.minimum(torch.maximum(x0, -n[at.clip]), n[at.clip])
-    if threshold is not None:
-        s = along(threshold.to(dtype), x)
-        x0 = torch.minimum(torch.maximum(x0, -s), s) / s
-    std = 1 if log_std is None else torch.exp(n[at.log_std] + n[at.log_std_slope] * log_std.to(dtype))
-    results = []
-    for row in range(rows):
-        a, e, b, d, *past = n[at.rows + row * (4 + len(history)) :][: 4 + len(history)]
-        y = a * x + e * g + b * x0 + d * std * z
-        for weight, h in zip(past, history):
-            y = y + weight * h.to(dtype)
-        results.append(y)
-    if known is not None and known_mask is not None:
-        kept = n[at.known] * normalised(known, dtype)
-        kept = kept + n[at.known_noise] * (z if known_noise is None else known_noise.to(dtype))
-        m = known_mask.to(dtype)
-        results[0] = (1 - m) * results[0] + m * kept
+    """See `pygen.ops.diffusion_step`."""
+    given = (history, noise, rescale, threshold, log_std, known, known_mask, known_noise)
+    step = _Step(arithmetic(x, outputs, dtypes), x, outputs, table, index, rows, *given)
+    results = [step.row(k) for k in range(rows)]
+    if step.kept is not None and step.mask is not None:
+        results[0] = (1 - step.mask) * results[0] + step.mask * step.kept
     if copies:
-        results.append(torch.cat([n[at.scale] * results[0]] * copies))
-    return results
+        results.append(torch.cat([step.scale * results[0]] * copies))
+    return [y.to(dtype) for y, dtype in zip(results, result_dtypes(x, len(results), dtypes), strict=True)]
+
+
+class Each(NamedTuple):
+    """Something of each tensor that a step can be differentiated in: its gradient, or whether that is asked for."""
+
+    x: Any
+    outputs: list[Any]
+    history: list[Any]
+    noise: Any
+    log_std: Any
+    known: Any
+    known_mask: Any
+    known_noise: Any
+
+
+def diffusion_step_backward(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    outputs: Sequence[Tensor],
+    table: Tensor,
+    index: Tensor | int,
+    wanted: Each,
+    *,
+    dtype: torch.dtype,
+    rows: int,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    rescale: Tensor | None,
+    threshold: Tensor | None,
+    log_std: Tensor | None,
+    known: Tensor | None,
+    known_mask: Tensor | None,
+    known_noise: Tensor | None,
+    copies: int,
+) -> Each:
+    """Gradients by formula, in the type of the arithmetic, dtype; None for those that are not wanted. For Y_k the
+    gradient of result k, u = p x + q g and v = u clamped to +-clip::
+
+        Y_0 += scale (the copies' gradients)
+        mask: Y_0 kept - Y_0 y_0    known: Y_0 m known'    known_noise: Y_0 m known_noise'        then Y_0 *= 1 - m
+        V = sum B_k Y_k,  if |v| <= s:  V / s, else 0          U = V if |u| <= clip, else 0
+        x: sum A_k Y_k + p U      G = sum E_k Y_k + q U      output j: w_j r G      history i: sum C_ki Y_k
+        noise: sum D_k std Y_k    log_std: slope std z sum D_k Y_k
+
+    A noise that is given, but no known_noise, also has the gradient of known_noise. PyTorch differentiates it further.
+    """
+    given = (history, noise, rescale, threshold, log_std, known, known_mask, known_noise)
+    step = _Step(dtype, x, outputs, table, index, rows, *given)
+    y = [grad.to(dtype) for grad in grads[:rows]]
+    if copies:
+        y[0] = y[0] + step.scale * grads[rows].to(dtype).unflatten(0, (copies, x.shape[0])).sum(0)
+
+    mask = known = kept_noise = None
+    if step.mask is not None:
+        if wanted.known_mask and step.kept is not None:
+            mask = y[0] * step.kept - y[0] * step.row(0)
+        blended = y[0] * step.mask
+        if wanted.known:
+            known = blended * step.known
+        if wanted.known_noise or (wanted.noise and known_noise is None):
+            kept_noise = blended * step.known_noise
+        y[0] = y[0] - blended
+
+    def through(column: int) -> Tensor:
+        total = step.rows[0][column] * y[0]
+        for row, grad in zip(step.rows[1:], y[1:], strict=True):
+            total = total + row[column] * grad
+        return total
+
+    grad_x: Tensor | None = None
+    grad_outputs: list[Tensor | None] = [None for _ in outputs]
+    if wanted.x or any(wanted.outputs):
+        grad_u = through(2)
+        if step.s is not None:
+            grad_u = torch.where(step.clipped.abs() <= step.s, grad_u / step.s, 0)
+        grad_u = torch.where(step.guess.abs() <= step.clip, grad_u, 0)
+        if wanted.x:
+            grad_x = through(0) + step.p * grad_u
+        if any(wanted.outputs):
+            grad_g = through(1) + step.q * grad_u
+            grad_g = grad_g if step.r is None else grad_g * step.r
+            grad_outputs = [w * grad_g if want else None for w, want in zip(step.weights, wanted.outputs, strict=True)]
+    grad_z = grad_log_std = None
+    if wanted.noise:
+        grad_z = through(3) if step.std is None else step.std * through(3)
+        grad_z = grad_z if kept_noise is None or known_noise is not None else grad_z + kept_noise
+    if wanted.log_std and step.std is not None and step.z is not None:
+        grad_log_std = step.slope * step.std * step.z * through(3)
+    return Each(
+        grad_x,
+        grad_outputs,
+        [through(4 + i) if want else None for i, want in enumerate(wanted.history)],
+        grad_z,
+        grad_log_std,
+        known,
+        mask,
+        kept_noise if wanted.known_noise else None,
+    )

@@ -1,0 +1,419 @@
+"""Steps of diffusion samplers: the public function, its torch op, fakes and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import _ext, backends
+from .._lib import FLOATS, define, layout, names, not_differentiable, refuse_tangents
+from .._options import Options
+from .._seed import Source
+from ..reference.diffusion_step import Each, arithmetic, diffusion_step_backward, result_dtypes, width
+from ..reference.diffusion_step import diffusion_step as reference
+from ..reference.random import random
+from .random import check_stream, drawn, given_ids, place, samples_of
+
+OP = "diffusion_step"
+MOST_OUTPUTS, MOST_HISTORY, MOST_ROWS = 4, 4, 3
+TABLES = (torch.float64, torch.float32)
+PIXELS = (*FLOATS, torch.uint8)
+MASKS = (*FLOATS, torch.bool)
+
+
+@dataclass(frozen=True)
+class StepOptions(Options):
+    """Options of `diffusion_step` that are no tensors; csrc/cpu/diffusion_step.cpp reads the same.
+
+    dtypes: names of the results', with commas; "": the default.
+    """
+
+    rows: int = 1
+    copies: int = 0
+    draws: bool = False
+    dtypes: str = ""
+
+    @property
+    def results(self) -> int:
+        return self.rows + (self.copies > 0)
+
+    def dtypes_for(self, x: Tensor) -> Sequence[torch.dtype]:
+        given = [getattr(torch, name) for name in self.dtypes.split(",") if name]
+        return result_dtypes(x, self.results, given)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check(
+    x: Tensor,
+    outputs: Sequence[Tensor],
+    history: Sequence[Tensor],
+    table: Tensor,
+    index: Tensor | None,
+    row: int,
+    noise: Tensor | None,
+    rescale: Tensor | None,
+    threshold: Tensor | None,
+    log_std: Tensor | None,
+    known: Tensor | None,
+    known_mask: Tensor | None,
+    known_noise: Tensor | None,
+    ids: Tensor | None,
+    seed: int | None,
+    first_sample: int,
+    step: int,
+    options: StepOptions,
+) -> None:
+    if x.dim() < 1:
+        raise ValueError(f"{OP}: expected x of shape [B, ...], got {tuple(x.shape)}")
+    bounds = (
+        ("outputs", len(outputs), 0, MOST_OUTPUTS), ("tensors of history", len(history), 0, MOST_HISTORY),
+        ("rows", options.rows, 1, MOST_ROWS), ("copies", options.copies, 0, math.inf),
+    )  # fmt: skip
+    for name, count, least, most in bounds:
+        if not least <= count <= most:
+            raise ValueError(f"{OP}: expected {least} to {most} {name}, got {count}")
+    batch = tuple(x.shape[:1])
+    _check_tensors(x, x.shape, PIXELS, x=x, known=known)
+    _check_tensors(x, x.shape, FLOATS, noise=noise, log_std=log_std, known_noise=known_noise)
+    _check_tensors(x, x.shape, FLOATS, **{f"output {i}": t for i, t in enumerate(outputs)})
+    _check_tensors(x, x.shape, FLOATS, **{f"history {i}": t for i, t in enumerate(history)})
+    _check_tensors(x, x.shape, MASKS, known_mask=known_mask)
+    _check_tensors(x, batch, FLOATS, rescale=rescale, threshold=threshold)
+    if (known is None) != (known_mask is None):
+        have = "known alone" if known_mask is None else "known_mask alone"
+        raise ValueError(f"{OP}: expected known and known_mask, or neither, got {have}")
+    if known_noise is not None and known is None:
+        raise ValueError(f"{OP}: expected known_noise beside known, got it alone")
+    if noise is not None and options.draws:
+        raise ValueError(f"{OP}: expected noise or draws, got both")
+    _check_table(x, table, index, row, width(len(outputs), len(history), options.rows))
+    given = options.dtypes.split(",") if options.dtypes else []
+    if len(given) not in (0, options.results):
+        raise ValueError(f"{OP}: expected {options.results} dtypes, one for each result, got {len(given)}")
+    for name in given:
+        if name not in names(FLOATS).split(" or "):
+            raise TypeError(f"{OP}: expected dtypes among {names(FLOATS)}, got {name}")
+    if options.draws:
+        here = torch.empty(0, dtype=torch.int64, device=x.device) if ids is None else ids
+        if here.device != x.device:
+            raise ValueError(f"{OP}: expected sample_ids on {x.device} as x, got {here.device}")
+        check_stream(OP, x.shape, here, first_sample, step, 0)
+        last = step + (len(table) - 1 if _counts(index) else 0)
+        if last >= 1 << 24:
+            raise ValueError(f"{OP}: expected step + index below 2^24, got up to {last}")
+
+
+def _check_tensors(like: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype], **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in dtypes:
+            raise TypeError(f"{OP}: expected {name} of dtype {names(dtypes)}, got {tensor.dtype}")
+        if tensor.device != like.device:
+            raise ValueError(f"{OP}: expected {name} on {like.device} as x, got {tensor.device}")
+        if tensor.shape != tuple(shape):
+            raise ValueError(
+                f"{OP}: expected {name} of shape {tuple(shape)} for x {tuple(like.shape)}, got {tuple(tensor.shape)}"
+            )
+
+
+def _check_table(x: Tensor, table: Tensor, index: Tensor | None, row: int, columns: int) -> None:
+    if table.dtype not in TABLES:
+        raise TypeError(f"{OP}: expected table of dtype {names(TABLES)}, got {table.dtype}")
+    if table.dim() != 2 or table.shape[0] < 1 or table.shape[1] != columns:
+        raise ValueError(
+            f"{OP}: expected table of shape [R, {columns}] for these outputs, history and rows, R at least 1, got "
+            f"{tuple(table.shape)}"
+        )
+    if index is None:
+        if not 0 <= row < table.shape[0]:
+            raise ValueError(f"{OP}: expected index in [0, {table.shape[0]}), got {row}")
+        if table.device != x.device and table.device.type != "cpu":
+            raise ValueError(f"{OP}: expected table on {x.device} as x, or on the CPU, got {table.device}")
+        return
+    for name, tensor in (("index", index), ("table", table)):
+        if tensor.device != x.device:
+            raise ValueError(f"{OP}: expected {name} on {x.device} as x, got {tensor.device}")
+    if index.dtype != torch.int64:
+        raise TypeError(f"{OP}: expected index of torch.int64, got {index.dtype}")
+    if index.dim() > 2 or index.shape != x.shape[: index.dim()]:
+        raise ValueError(
+            f"{OP}: expected index of shape (), [B] or [B, L] for x {tuple(x.shape)}, got {tuple(index.shape)}"
+        )
+
+
+def _check_index(x: Tensor, table: Tensor, index: Tensor | None) -> None:
+    """By its values, where they are at hand."""
+    if index is not None and x.device.type == "cpu":
+        wrong = index[(index < 0) | (index >= len(table))]
+        if len(wrong):
+            raise ValueError(f"{OP}: expected index in [0, {len(table)}), got {int(wrong[0])}")
+
+
+def _counts(index: Tensor | None) -> bool:
+    """Whether the whole batch is at one step, which then tells its noise from that of other steps."""
+    return index is None or index.dim() == 0
+
+
+# --- the op -----------------------------------------------------------------------------------------------------------
+
+
+def _default(*args: Any) -> list[Tensor]:
+    _check(*args)
+    x, outputs, history, table, index, row, noise, *others, ids, seed, first_sample, step, options = args
+    _check_index(x, table, index)
+    if options.draws:
+        here = torch.empty(0, dtype=torch.int64, device=x.device) if ids is None else ids
+        step = step + (row if index is None else int(index) if _counts(index) else 0)
+        samples = samples_of(here, first_sample, len(x))
+        noise = random(samples, x.shape, drawn(seed), step, 0, "normal", torch.float32)
+    results = reference(
+        x,
+        outputs,
+        table,
+        row if index is None else index,
+        rows=options.rows,
+        history=history,
+        noise=noise,
+        **dict(zip(_OTHERS, others, strict=True)),
+        copies=options.copies,
+        dtypes=options.dtypes_for(x),
+    )
+    return [y.contiguous(memory_format=layout(x)) for y in results]
+
+
+_OTHERS = ("rescale", "threshold", "log_std", "known", "known_mask", "known_noise")
+
+
+def _fake(*args: Any) -> list[Tensor]:
+    _check(*args)
+    x, options = args[0], args[-1]
+
+    def empty(batch: int, dtype: torch.dtype) -> Tensor:
+        size = (batch, *x.shape[1:])
+        return torch.empty(size, dtype=dtype, device=x.device, memory_format=layout(x))
+
+    batches = [x.shape[0]] * options.rows + ([options.copies * x.shape[0]] if options.copies else [])
+    return [empty(batch, dtype) for batch, dtype in zip(batches, options.dtypes_for(x), strict=True)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, outputs, history, table, index, ctx.row, noise, *others, _, _, _, _, options = inputs
+    rescale, threshold, log_std, known, known_mask, known_noise = others
+    ctx.options = StepOptions.parse(options)
+    ctx.dtype = arithmetic(x, outputs, ctx.options.dtypes_for(x))
+    with torch.enable_grad():  # which this function is called without
+        _refuse_gradients(ctx.options.draws, table, rescale, threshold, log_std, known_mask)
+
+    def wanted(*tensors: Tensor | None) -> bool:
+        return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+    mask = wanted(known_mask)  # whose gradient has the result as a factor
+    predicts = mask or wanted(x, *outputs)
+    ctx.outputs, ctx.own_noise = len(outputs), known_noise is not None
+    ctx.save_for_backward(
+        x if predicts else None,
+        table,
+        index,
+        noise if mask or wanted(log_std) else None,
+        rescale,
+        threshold,
+        log_std if mask or wanted(noise, log_std) else None,
+        known if mask else None,
+        known_mask,
+        known_noise if mask else None,
+        *(output if predicts else None for output in outputs),
+        *(h if mask else None for h in history),
+    )
+
+
+def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    x, table, index, noise, *others = ctx.saved_tensors
+    absent = torch.zeros((), dtype=ctx.dtype, device=grads[0].device).expand(grads[0].shape)
+    given = dict(zip(_OTHERS, others, strict=False))
+    if ctx.own_noise and given["known_noise"] is None:
+        given["known_noise"] = absent
+    lists = [absent if t is None else t for t in others[len(_OTHERS) :]]
+    need = ctx.needs_input_grad
+    found = diffusion_step_backward(
+        grads,
+        absent if x is None else x,
+        lists[: ctx.outputs],
+        table,
+        ctx.row if index is None else index,
+        Each(need[0], need[1], need[2], need[6], *need[9:13]),
+        dtype=ctx.dtype,
+        rows=ctx.options.rows,
+        history=lists[ctx.outputs :],
+        noise=noise,
+        **given,
+        copies=ctx.options.copies,
+    )
+    return (
+        found.x, found.outputs, found.history, None, None, None, found.noise, None, None, found.log_std, found.known,
+        found.known_mask, found.known_noise, None, None, None, None, None,
+    )  # fmt: skip
+
+
+def _refuse_gradients(draws: bool, *tensors: Tensor | None) -> None:
+    """Of table, rescale, threshold, log_std, known_mask; the last two only where the noise is not at hand."""
+    table, rescale, threshold, *drawn_with = tensors
+    fixed = [t for t in (table, rescale, threshold) if t is not None]
+    not_differentiable(f"{OP} with respect to table, rescale and threshold", "detach them", *fixed)
+    if draws:
+        instead = "draw the noise with pygen.random.normal and pass it as `noise`"
+        given = [t for t in drawn_with if t is not None]
+        not_differentiable(f"{OP} with draws=True with respect to log_std and known_mask", instead, *given)
+
+
+define(
+    "diffusion_step(Tensor x, Tensor[] outputs, Tensor[] history, Tensor table, Tensor? index, SymInt row, "
+    "Tensor? noise, Tensor? rescale, Tensor? threshold, Tensor? log_std, Tensor? known, Tensor? known_mask, "
+    "Tensor? known_noise, Tensor? ids, SymInt? seed, SymInt first_sample, SymInt step, str options) -> Tensor[]",
+    family="diffusion_step",
+    default=_default,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    check=_check,
+    cuda="triton",
+    options=StepOptions,
+    draws=True,
+)
+
+
+def _options(rows: int, copies: int, draws: bool, dtypes: tuple[torch.dtype, ...] | None) -> str:
+    listed = ",".join(str(dtype).removeprefix("torch.") for dtype in dtypes or ())
+    return str(StepOptions(rows, copies, draws, listed))
+
+
+_options_cached = lru_cache(maxsize=1024)(_options)
+
+
+def diffusion_step(
+    x: Tensor,
+    outputs: Sequence[Tensor],
+    table: Tensor,
+    index: Tensor | int = 0,
+    *,
+    rows: int = 1,
+    history: Sequence[Tensor] = (),
+    noise: Tensor | None = None,
+    draws: bool = False,
+    rescale: Tensor | None = None,
+    threshold: Tensor | None = None,
+    log_std: Tensor | None = None,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
+    known_noise: Tensor | None = None,
+    copies: int = 0,
+    dtypes: Sequence[torch.dtype] | None = None,
+    generator: Source = None,
+    first_sample: int = 0,
+    sample_ids: Tensor | None = None,
+    step: int = 0,
+) -> list[Tensor]:
+    """One step of a diffusion sampler, whichever: guidance, prediction, clamp, update and next input in one pass.
+
+    Of the model's outputs m_j at x, of history h_i and of standard normal noise z, element by element::
+
+        g   = r_b sum_j w_j m_j                                      guidance, for every sample's rescaling r_b
+        x0  = p x + q g                                              whatever the model predicts
+        x0 <- x0 clamped to [-clip, clip], then to [-s_b, s_b] and divided by s_b
+        y_k = A_k x + E_k g + B_k x0 + D_k std z + sum_i C_ki h_i    result k; std = exp(l + l' log_std), else 1
+        y_0 <- (1 - mask) y_0 + mask (K known + N z')                what is known is kept (RePaint, inpainting)
+        u   = scale y_0                                              the model's next input, repeated along the batch
+
+    Every sampler that is linear in these is a table of coefficients: DDPM (Ho et al. 2020, arXiv 2006.11239, equations
+    4, 6 and 7), DDIM (Song et al. 2021, arXiv 2010.02502, equation 12), Euler and Heun (Karras et al. 2022, arXiv
+    2206.00364, algorithms 1 and 2), DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095, equation 9), UniPC (Zhao et al.
+    2023, arXiv 2302.04867), and q_sample (no outputs; D = s, A = a). Guidance: Ho and Salimans 2022, arXiv 2207.12598,
+    equation 6; dynamic thresholds: Saharia et al. 2022, arXiv 2205.11487, section 2.3; learned ranges of the variance:
+    Nichol and Dhariwal 2021, arXiv 2102.09672, equation 15; RePaint: Lugmayr et al. 2022, arXiv 2201.09865, equation 8.
+
+    x: [B, ...]; float32, float64, bfloat16, float16, or uint8, which stands for (x - 127.5) / 127.5.
+    outputs: up to 4 of the model's outputs, of x's shape, each of any floating-point dtype. May include x itself.
+    table: [R, columns], float64 or float32, of coefficients; `pygen.reference.diffusion_step.Columns` says which is
+        where: the w_j, p, q, clip (inf: none), K, N, scale, l, l', and for each result A, E, B, D and the C_i. On the
+        CPU, where the host reads it without a wait, or on x's device.
+    index: which row of the table: an int; an int64 tensor on x's device: [] (a counter, such as a graph replays with),
+        [B] (one a sample) or [B, L] (one a token, for x [B, L, ...]). With a tensor the table is on x's device.
+    rows: the number K of results, 1 to 3.
+    history: up to 4 tensors of x's shape, any floating-point dtype.
+    noise: z, of x's shape, any floating-point dtype; None: see draws.
+    draws: z from the package's stream, bit by bit `pygen.random.normal` of x's shape at (generator, first_sample,
+        sample_ids, step); where the whole batch has one row of the table, at step + index. With neither noise nor draws
+        terms of z are left out.
+    rescale, threshold: r_b and s_b, [B], any floating-point dtype; None: r = 1, no threshold.
+    log_std: the model's output for the variance, of x's shape, any floating-point dtype; None: std = 1.
+    known, known_mask: what is to be kept (as x, uint8 too) and how much of it, 0 to 1 (any floating-point dtype, or
+        bool), of x's shape; neither (default): nothing.
+    known_noise: z', of x's shape, any floating-point dtype; None (default): z.
+    copies: how often the next input repeats the batch; 0 (default): there is none.
+    dtypes: of the results, the next input among them; None: x's, float32 for uint8.
+    generator, first_sample, sample_ids, step: where in the stream, see `pygen.random`.
+
+    Returns [y_0, ..., y_(K-1)] of x's shape, then u [copies * B, ...] if copies; in channels_last memory where x is
+    (and is not contiguous too), else contiguous. Arithmetic is float64 if x, an output or a result is, else float32;
+    results are rounded once. A = 1 beside zeros gives x exactly. A coefficient 0 times NaN is NaN. The same bits for
+    any number of threads and any cut of the batch.
+
+    Differentiable any number of times with respect to x, outputs, history, noise, log_std, known, known_mask and
+    known_noise; clamps have derivative 1 where they leave x0 alone. Raises NotImplementedError, rather than detach in
+    silence, for table, rescale and threshold that require grad, and, with draws, for log_std and known_mask. Keeps x
+    and the outputs, beside what the gradients asked for are made of.
+
+    torch.autocast leaves the op alone. Bytes moved: every tensor given once in, every result once out. Backends: C++
+    (AVX-512, AVX2, baseline) on the CPU, Triton on CUDA, else the reference; nothing waits for the device.
+
+    Raises ValueError for shapes, devices, numbers of tensors and an index out of range (of a tensor on a GPU, where
+    nobody looks, its samples become NaN), TypeError for dtypes; all say what was expected and what was given.
+
+    >>> import torch
+    >>> from pygen.ops import diffusion_step
+    >>> x, eps = torch.full((1, 2), 3.0), torch.ones(1, 2)
+    >>> w, p, q, clip, a, e, b, d = 1.0, 1.0, -2.0, 1.0, 0.5, 0.0, 0.5, 0.0  # Euler from sigma 2 to sigma 1
+    >>> table = torch.tensor([[w, p, q, clip, 0.0, 0.0, 1.0, 0.0, 0.0, a, e, b, d]])
+    >>> diffusion_step(x, [eps], table)
+    [tensor([[2., 2.]])]
+    """
+    row, where, ids, seed = 0, None, None, None
+    if type(index) is int:
+        row = index
+    elif isinstance(index, Tensor):
+        where = index
+    else:
+        raise TypeError(f"{OP}: expected index as an integer or a tensor, got {index!r}")
+    if draws:
+        seed, first_sample, step, _ = place(generator, first_sample, step, 0, 0)
+        if sample_ids is not None:
+            ids = given_ids(x.shape[0] if x.dim() else 0, x.device, first_sample, sample_ids)
+    compiling = torch.compiler.is_compiling()
+    options = (_options if compiling else _options_cached)(
+        rows, copies, draws, None if dtypes is None else tuple(dtypes)
+    )
+    args = (
+        x, outputs, history, table, where, row, noise, rescale, threshold, log_std, known, known_mask, known_noise, ids,
+        seed, first_sample, step, options,
+    )  # fmt: skip
+    if backends.forced is not None and backends.choose(OP, x) == "reference":
+        _refuse_gradients(draws, table, rescale, threshold, log_std, known_mask)
+        return _default(*args[:-1], StepOptions.parse(options))
+    if forward_ad._current_level >= 0:
+        others = (table, noise, rescale, threshold, log_std, known, known_mask, known_noise)
+        refuse_tangents(OP, x, *outputs, *history, *others)
+    op = _op if compiling else _quick_op
+    return op(*args)  # type: ignore[no-any-return]
+
+
+_op = torch.ops.pygen.diffusion_step.default
+_quick_op = _ext.quick(_op)
