@@ -138,11 +138,12 @@ class Discrete:
         values = schedules.interpolated(times, self._table)
         last = 0.0 if self.last == "zero" else float(self._table[0])
         if sigmas == "log_linear":  # down to the table's smallest
-            ends = math.log(self._table[-1]), math.log(self._table[0])
-            *values, last = torch.linspace(*ends, len(times) + 1).exp().tolist()
+            high, low = math.log(self._table[-1]), math.log(self._table[0])
+            values = np.array(torch.linspace(high, low, len(times) + 1).exp().tolist())
+            values, last = values[:-1], float(values[-1])
         elif sigmas != "table":
-            ends = (values[-1], values[0]) if space == "ve" else (self._table[0], self._table[-1])
-            values = spread(sigmas, len(times), *map(float, ends), rho)
+            ends = values[::-1] if space == "ve" else self._table
+            values = spread(sigmas, len(times), float(ends[0]), float(ends[-1]), rho)
             times = schedules.sigma_to_t(values, self._table)
             if whole_times is not None:
                 times = times.round() if whole_times == "round" else np.floor(times)

@@ -7,7 +7,7 @@ A state is x = alpha x0 + sigma eps. Spaces differ in the curve that (alpha, sig
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from .step import G, Row, X
 
@@ -74,6 +74,8 @@ def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5, smalle
     edm: F of x0 = c_skip x + c_out F, for alpha = 1, Karras et al. 2022 (2206.00364), table 1; consistency: the same
     with x0 = x at a sigma of `smallest`, Song et al. 2023 (2303.01469), appendix C.
     """
+    if prediction not in get_args(Prediction):
+        raise ValueError(f"expected prediction as one of {', '.join(get_args(Prediction))}, got {prediction!r}")
     alpha, sigma = at
     match prediction:
         case "epsilon":
@@ -95,8 +97,6 @@ def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5, smalle
             over = sigma - smallest
             x0 = sigma_data**2 / (over**2 + sigma_data**2) * X + over * sigma_data / math.hypot(sigma, sigma_data) * G
             return Predicted(x0, (X - x0) / sigma)
-    known = "epsilon, sample, v_prediction, flow_prediction, score, edm or consistency"
-    raise ValueError(f"expected prediction as {known}, got {prediction!r}")
 
 
 def _over(row: Row, by: float) -> Row:

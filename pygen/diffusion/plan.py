@@ -72,8 +72,14 @@ class Plan:
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Noise to start from, [B, ...], of step 0 of the stream; see `pygen.random` for the arguments."""
-        where = {"first_sample": first_sample, "sample_ids": sample_ids}
-        return self.start * random.normal(shape, generator=generator, dtype=dtype, device=device, **where)
+        return self.start * random.normal(
+            shape,
+            generator=generator,
+            first_sample=first_sample,
+            sample_ids=sample_ids,
+            dtype=dtype,
+            device=device,
+        )
 
     @cached_property
     def timesteps(self) -> Tensor:

@@ -34,7 +34,7 @@ def _back(grid: Grid, i: int, count: int) -> list[Level]:
 
 def ddim(grid: Grid, *, eta: float = 0.0, reuse_clamped: bool = False, noise_scale: float = 1.0) -> Steps:
     for t, now, then in _pairs(grid):
-        options = {"eta": eta, "reuse_clamped": reuse_clamped, "noise_scale": noise_scale}
+        options: dict[str, Any] = {"eta": eta, "reuse_clamped": reuse_clamped, "noise_scale": noise_scale}
         yield Evaluation(t, now, first_order.ddim(now, then, grid.predicted(now), **options))
 
 
@@ -200,7 +200,7 @@ def dpmpp_sde(
             continue
         middle = two_stage.log_middle(now, then, share)
         models = grid.predicted(now), grid.predicted(middle)
-        options = {"eta": eta, "share": share, "noise_scale": noise_scale, "whole_noise": whole_noise}
+        options: dict[str, Any] = {"eta": eta, "share": share, "noise_scale": noise_scale, "whole_noise": whole_noise}
         first, second = two_stage.dpmpp_sde(now, middle, then, *models, **options)
         yield Evaluation(t, now, first)
         yield Evaluation(grid.time_of(middle), middle, second, 1)
@@ -225,7 +225,7 @@ def dpm_multistep(
         left = n - i if lower_order_final and n < 15 else order
         levels = _back(grid, i, min(order, left))
         model = grid.predicted(levels[1])
-        options = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
+        options: dict[str, Any] = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
         step = exponential.dpm_multistep(levels, model, order=len(levels) - 1, **options)
         yield Evaluation(t, levels[1], replace(step, keep=("y1", "h0")))
 
@@ -246,7 +246,7 @@ def dpm_singlestep(
         stages[-1] = 1
     for i, (t, stage) in enumerate(zip(grid.times, stages, strict=True)):
         levels = _back(grid, i, stage)
-        options = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
+        options: dict[str, Any] = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
         yield Evaluation(
             t, levels[1], exponential.dpm_singlestep(levels, grid.predicted(levels[1]), order=stage, **options)
         )

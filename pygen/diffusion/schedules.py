@@ -90,17 +90,18 @@ def timesteps(
     if not 1 <= count <= total:
         raise ValueError(f"expected between 1 and {total} steps, got {count}")
     points = count + one_more
+    times: Floats
     match spacing:
         case "linspace":
-            times = np.linspace(0, total - 1, points)
-            times = (times.round() if whole else times.astype(np.float32))[::-1][:count]
+            even = np.linspace(0, total - 1, points)
+            times = (even.round() if whole else even.astype(np.float32).astype(np.float64))[::-1][:count]
         case "leading":
-            times = np.arange(points)[::-1][:count] * (total // points) + offset
+            times = np.arange(points, dtype=np.float64)[::-1][:count] * (total // points) + offset
         case "trailing":
             times = np.arange(total, 0, -total / count).round() - 1
         case _:
             raise ValueError(f"expected spacing as leading, trailing or linspace, got {spacing!r}")
-    return times.astype(np.float64)
+    return times
 
 
 # --- sigmas -----------------------------------------------------------------------------------------------------------
@@ -108,18 +109,19 @@ def timesteps(
 
 def table_sigmas(alphas_cumprod: Tensor) -> Floats:
     """sigma / alpha of a discrete schedule, computed in float32."""
-    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt().double().numpy()
+    return np.array(((1 - alphas_cumprod) / alphas_cumprod).sqrt().tolist())
 
 
 def interpolated(times: ArrayLike, table: Floats) -> Floats:
     """Sigmas at times between those of the table."""
-    return np.interp(times, np.arange(len(table)), table)
+    return np.interp(np.asarray(times, np.float64), np.arange(len(table)), table)
 
 
 def karras(count: int, smallest: float, largest: float, rho: float = 7.0) -> Floats:
     """Even in sigma^(1 / rho), falling: Karras et al. 2022 (2206.00364), eq. 5."""
     low, high = smallest ** (1 / rho), largest ** (1 / rho)
-    return (high + np.linspace(0, 1, count) * (low - high)) ** rho
+    sigmas: Floats = (high + np.linspace(0, 1, count) * (low - high)) ** rho
+    return sigmas
 
 
 def exponential(count: int, smallest: float, largest: float) -> Floats:
@@ -136,7 +138,8 @@ def polyexponential(count: int, smallest: float, largest: float, rho: float = 1.
 def lu(count: int, smallest: float, largest: float) -> Floats:
     """Even in log sigma, which is rounded to float32, falling: Lu et al. 2022 (2206.00927), section 3.4."""
     low, high = np.log(np.array([smallest, largest], np.float32)).tolist()
-    return np.exp(high + np.linspace(0, 1, count) * (low - high))
+    sigmas: Floats = np.exp(high + np.linspace(0, 1, count) * (low - high))
+    return sigmas
 
 
 def beta(count: int, smallest: float, largest: float, a: float = 0.6, b: float = 0.6) -> Floats:
@@ -165,7 +168,8 @@ def time_shifted(sigmas: Floats, mu: float, kind: Literal["exponential", "linear
 def stretched(sigmas: Floats, last: float) -> Floats:
     """A flow's sigmas scaled so that the last is `last`."""
     left = 1 - sigmas
-    return 1 - left / (left[-1] / (1 - last))
+    scaled: Floats = 1 - left / (left[-1] / (1 - last))
+    return scaled
 
 
 def sigma_to_t(sigmas: ArrayLike, table: Floats) -> Floats:

@@ -608,7 +608,7 @@ def _lms(call: _Call, timestep: Any) -> Any:
 
 @_cached
 def _ipndm_step(now: Level, then: Level, order: int) -> Step:
-    """Of a network's v, at a level whose squares sum to 1 but for rounding; eps alone matters where no data are left."""
+    """Of a network's v, at a level whose squares sum to 1 but for rounding; without data eps alone matters."""
     eps = now.sigma * X + now.alpha * G
     return adams.ipndm(Level(max(now.alpha, 1e-8), now.sigma), then, Predicted(Row(), eps), order=order)
 

@@ -85,7 +85,7 @@ def get_sigmas_vp(
 
 def to_d(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
     """The derivative (x - denoised) / sigma."""
-    return (x - denoised) / sigma[(..., *[None] * (x.dim() - sigma.dim()))]
+    return (x - denoised) / sigma.reshape(*sigma.shape, *[1] * (x.dim() - sigma.dim()))
 
 
 def get_ancestral_step(sigma_from: float, sigma_to: float, eta: float = 1.0) -> tuple[float, float]:
@@ -125,7 +125,9 @@ class _Run:
         outputs = [self._denoised] if asked else []
         results = diffusion_step(
             self.x, outputs, table([step], [1.0] * len(outputs)), 0,
-            rows=len(step.rows), history=[given(self._history, i) for i in step.reads], noise=noise if step.noisy else None,
+            rows=len(step.rows),
+            history=[given(self._history, i) for i in step.reads],
+            noise=noise if step.noisy else None,
         )  # fmt: skip
         self._history = [kept(name, self.x, results, self._history) for name in step.keep]
         self.x = results[0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -143,7 +143,7 @@ def dpm_singlestep(
     """
     then, now, *stages = levels[: order + 1]
     m = X0 if space == "data" else model.eps
-    options = {"space": space, "eta": eta, "noise_scale": noise_scale}
+    options: dict[str, Any] = {"space": space, "eta": eta, "noise_scale": noise_scale}
     if order == 1:
         return Step(*model.data, (integrate(X, now, then, [m], **options), m), keep=("x", "y1"))
     start = stages[-1]
@@ -204,9 +204,8 @@ def _unified(
     if now == then:
         return x
     h = then.lam - now.lam
-    points = [*zip(before, said[1:], strict=True), *ahead]
-    points = [(at.lam - now.lam, value) for at, value in points]
-    points = [(gap / h, value) for gap, value in points if gap != 0 and not math.isinf(gap)]
+    gaps = [(at.lam - now.lam, value) for at, value in (*zip(before, said[1:], strict=True), *ahead)]
+    points = [(gap / h, value) for gap, value in gaps if gap != 0 and not math.isinf(gap)]
     z = -h if space == "data" else h
     row = integrate(x, now, then, said[:1], space=space)
     if not points or math.isinf(h):
@@ -217,8 +216,8 @@ def _unified(
     if k == 1:
         rhos = [0.5]  # to second order whatever the ratio
     else:
-        target = [z * phi(i + 1, z) * math.factorial(i) / scale for i in range(1, k + 1)]
-        rhos = np.linalg.solve(np.vander(ratios, k, increasing=True).T, target).tolist()
+        target = np.array([z * phi(i + 1, z) * math.factorial(i) / scale for i in range(1, k + 1)])
+        rhos = np.linalg.solve(np.vander(np.array(ratios), k, increasing=True).T, target).tolist()
     factor = (then.alpha if space == "data" else then.sigma) * scale
     for rho, (ratio, value) in zip(rhos, points, strict=True):
         row -= factor * rho / ratio * (value - said[0])
