@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import random
+from .._lib import INTEGERS
 from ..nn import Condition
 from ..nn._arguments import check_integer
 from ..random import Source
@@ -275,6 +276,16 @@ class Model(nn.Module):
         if x.shape[1:] != shape or x.dim() != len(shape) + 1:
             expected = ", ".join(map(str, ("B", *shape)))
             raise ValueError(f"expected {name} of shape [{expected}], got {list(x.shape)}")
+
+    def _check_levels(self, x: Tensor, levels: int) -> None:
+        """Raises unless x is a batch of integer levels."""
+        self._check_shape("x", x, self.shape)
+        if x.dtype not in INTEGERS:
+            raise TypeError(f"expected x as integer levels 0 .. {levels - 1}, got {x.dtype}")
+        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in x.aminmax())
+            if low < 0 or high >= levels:
+                raise ValueError(f"expected levels in [0, {levels}), got {low if low < 0 else high}")
 
     def _given(self, batch: int, y: Tensor | None, context: Tensor | None) -> Tensor | None:
         """The condition [B, F], or [B, F, H, W], in the model's dtype, or None."""
