@@ -2,6 +2,7 @@
 
 from .causal_sampler import causal_sampler
 from .coupling import affine_coupling
+from .diffusion_loss import diffusion_loss
 from .diffusion_step import diffusion_step
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
@@ -10,6 +11,7 @@ from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import causal_conv1d, causal_taps, channel_links, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
+from .sample_stats import quantile_abs, sample_stats
 
 __all__ = [
     "accumulate_moments",
@@ -22,12 +24,15 @@ __all__ = [
     "channel_links",
     "concat_elu",
     "dequantize",
+    "diffusion_loss",
     "diffusion_step",
     "gated_activation",
     "logistic_mixture_nll",
     "logistic_mixture_sample",
     "masked_conv2d",
     "polar",
+    "quantile_abs",
+    "sample_stats",
     "trace_sqrt_product",
     "weight_from_dense",
     "weight_to_dense",

@@ -18,13 +18,10 @@ from .._options import Options
 from .._seed import Source
 from ..reference.diffusion_step import Each, arithmetic, diffusion_step_backward, result_dtypes, width
 from ..reference.diffusion_step import diffusion_step as reference
-from ..reference.random import random
-from .random import check_stream, drawn, given_ids, place, samples_of
+from ._diffusion import PIXELS, check_draws, check_index, check_table, check_tensors, noise_of, row_or_index, stream_of
 
 OP = "diffusion_step"
 MOST_OUTPUTS, MOST_HISTORY, MOST_ROWS = 4, 4, 3
-TABLES = (torch.float64, torch.float32)
-PIXELS = (*FLOATS, torch.uint8)
 MASKS = (*FLOATS, torch.bool)
 
 
@@ -81,13 +78,13 @@ def _check(
     for name, count, least, most in bounds:
         if not least <= count <= most:
             raise ValueError(f"{OP}: expected {least} to {most} {name}, got {count}")
-    batch = tuple(x.shape[:1])
-    _check_tensors(x, x.shape, PIXELS, x=x, known=known)
-    _check_tensors(x, x.shape, FLOATS, noise=noise, log_std=log_std, known_noise=known_noise)
-    _check_tensors(x, x.shape, FLOATS, **{f"output {i}": t for i, t in enumerate(outputs)})
-    _check_tensors(x, x.shape, FLOATS, **{f"history {i}": t for i, t in enumerate(history)})
-    _check_tensors(x, x.shape, MASKS, known_mask=known_mask)
-    _check_tensors(x, batch, FLOATS, rescale=rescale, threshold=threshold)
+    of_x, batch = ("x", x), tuple(x.shape[:1])
+    check_tensors(OP, of_x, x.shape, PIXELS, x=x, known=known)
+    check_tensors(OP, of_x, x.shape, FLOATS, noise=noise, log_std=log_std, known_noise=known_noise)
+    check_tensors(OP, of_x, x.shape, FLOATS, **{f"output {i}": t for i, t in enumerate(outputs)})
+    check_tensors(OP, of_x, x.shape, FLOATS, **{f"history {i}": t for i, t in enumerate(history)})
+    check_tensors(OP, of_x, x.shape, MASKS, known_mask=known_mask)
+    check_tensors(OP, of_x, batch, FLOATS, rescale=rescale, threshold=threshold)
     if (known is None) != (known_mask is None):
         have = "known alone" if known_mask is None else "known_mask alone"
         raise ValueError(f"{OP}: expected known and known_mask, or neither, got {have}")
@@ -95,7 +92,8 @@ def _check(
         raise ValueError(f"{OP}: expected known_noise beside known, got it alone")
     if noise is not None and options.draws:
         raise ValueError(f"{OP}: expected noise or draws, got both")
-    _check_table(x, table, index, row, width(len(outputs), len(history), options.rows))
+    columns = width(len(outputs), len(history), options.rows)
+    check_table(OP, of_x, table, index, row, columns, "these outputs, history and rows")
     given = options.dtypes.split(",") if options.dtypes else []
     if len(given) not in (0, options.results):
         raise ValueError(f"{OP}: expected {options.results} dtypes, one for each result, got {len(given)}")
@@ -103,65 +101,7 @@ def _check(
         if name not in names(FLOATS).split(" or "):
             raise TypeError(f"{OP}: expected dtypes among {names(FLOATS)}, got {name}")
     if options.draws:
-        here = torch.empty(0, dtype=torch.int64, device=x.device) if ids is None else ids
-        if here.device != x.device:
-            raise ValueError(f"{OP}: expected sample_ids on {x.device} as x, got {here.device}")
-        check_stream(OP, x.shape, here, first_sample, step, 0)
-        last = step + (len(table) - 1 if _counts(index) else 0)
-        if last >= 1 << 24:
-            raise ValueError(f"{OP}: expected step + index below 2^24, got up to {last}")
-
-
-def _check_tensors(like: Tensor, shape: Sequence[int], dtypes: Sequence[torch.dtype], **tensors: Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tensor.dtype not in dtypes:
-            raise TypeError(f"{OP}: expected {name} of dtype {names(dtypes)}, got {tensor.dtype}")
-        if tensor.device != like.device:
-            raise ValueError(f"{OP}: expected {name} on {like.device} as x, got {tensor.device}")
-        if tensor.shape != tuple(shape):
-            raise ValueError(
-                f"{OP}: expected {name} of shape {tuple(shape)} for x {tuple(like.shape)}, got {tuple(tensor.shape)}"
-            )
-
-
-def _check_table(x: Tensor, table: Tensor, index: Tensor | None, row: int, columns: int) -> None:
-    if table.dtype not in TABLES:
-        raise TypeError(f"{OP}: expected table of dtype {names(TABLES)}, got {table.dtype}")
-    if table.dim() != 2 or table.shape[0] < 1 or table.shape[1] != columns:
-        raise ValueError(
-            f"{OP}: expected table of shape [R, {columns}] for these outputs, history and rows, R at least 1, got "
-            f"{tuple(table.shape)}"
-        )
-    if index is None:
-        if not 0 <= row < table.shape[0]:
-            raise ValueError(f"{OP}: expected index in [0, {table.shape[0]}), got {row}")
-        if table.device != x.device and table.device.type != "cpu":
-            raise ValueError(f"{OP}: expected table on {x.device} as x, or on the CPU, got {table.device}")
-        return
-    for name, tensor in (("index", index), ("table", table)):
-        if tensor.device != x.device:
-            raise ValueError(f"{OP}: expected {name} on {x.device} as x, got {tensor.device}")
-    if index.dtype != torch.int64:
-        raise TypeError(f"{OP}: expected index of torch.int64, got {index.dtype}")
-    if index.dim() > 2 or index.shape != x.shape[: index.dim()]:
-        raise ValueError(
-            f"{OP}: expected index of shape (), [B] or [B, L] for x {tuple(x.shape)}, got {tuple(index.shape)}"
-        )
-
-
-def _check_index(x: Tensor, table: Tensor, index: Tensor | None) -> None:
-    """By its values, where they are at hand."""
-    if index is not None and x.device.type == "cpu":
-        wrong = index[(index < 0) | (index >= len(table))]
-        if len(wrong):
-            raise ValueError(f"{OP}: expected index in [0, {len(table)}), got {int(wrong[0])}")
-
-
-def _counts(index: Tensor | None) -> bool:
-    """Whether the whole batch is at one step, which then tells its noise from that of other steps."""
-    return index is None or index.dim() == 0
+        check_draws(OP, of_x, table, index, ids, first_sample, step)
 
 
 # --- the op -----------------------------------------------------------------------------------------------------------
@@ -170,12 +110,9 @@ def _counts(index: Tensor | None) -> bool:
 def _default(*args: Any) -> list[Tensor]:
     _check(*args)
     x, outputs, history, table, index, row, noise, *others, ids, seed, first_sample, step, options = args
-    _check_index(x, table, index)
+    check_index(OP, x, table, index)
     if options.draws:
-        here = torch.empty(0, dtype=torch.int64, device=x.device) if ids is None else ids
-        step = step + (row if index is None else int(index) if _counts(index) else 0)
-        samples = samples_of(here, first_sample, len(x))
-        noise = random(samples, x.shape, drawn(seed), step, 0, "normal", torch.float32)
+        noise = noise_of(x, index, row, ids, seed, first_sample, step)
     results = reference(
         x,
         outputs,
@@ -386,17 +323,10 @@ def diffusion_step(
     >>> diffusion_step(x, [eps], table)
     [tensor([[2., 2.]])]
     """
-    row, where, ids, seed = 0, None, None, None
-    if type(index) is int:
-        row = index
-    elif isinstance(index, Tensor):
-        where = index
-    else:
-        raise TypeError(f"{OP}: expected index as an integer or a tensor, got {index!r}")
+    row, where = row_or_index(OP, index)
+    ids, seed = None, None
     if draws:
-        seed, first_sample, step, _ = place(generator, first_sample, step, 0, 0)
-        if sample_ids is not None:
-            ids = given_ids(x.shape[0] if x.dim() else 0, x.device, first_sample, sample_ids)
+        ids, seed, first_sample, step = stream_of(x, generator, first_sample, sample_ids, step)
     compiling = torch.compiler.is_compiling()
     options = (_options if compiling else _options_cached)(
         rows, copies, draws, None if dtypes is None else tuple(dtypes)

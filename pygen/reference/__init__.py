@@ -2,6 +2,7 @@
 
 from .causal_sampler import causal_sampler
 from .coupling import affine_coupling
+from .diffusion_loss import diffusion_loss
 from .diffusion_step import diffusion_step
 from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
@@ -9,6 +10,7 @@ from .heads import bernoulli_nll, categorical_nll
 from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
+from .sample_stats import quantile_abs, sample_stats
 
 __all__ = [
     "accumulate_moments",
@@ -17,11 +19,14 @@ __all__ = [
     "categorical_nll",
     "causal_sampler",
     "concat_elu",
+    "diffusion_loss",
     "diffusion_step",
     "gated_activation",
     "logistic_mixture_nll",
     "logistic_mixture_sample",
     "masked_conv2d",
     "polar",
+    "quantile_abs",
+    "sample_stats",
     "trace_sqrt_product",
 ]

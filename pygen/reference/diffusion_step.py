@@ -57,6 +57,18 @@ def along(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (x.dim() - values.dim()))
 
 
+def coefficients(table: Tensor, index: Tensor | int, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """The columns of the rows that count, each to be multiplied with x. Rows that are not there are NaN."""
+    table = table.to(dtype)
+    if isinstance(index, Tensor):
+        there = (index >= 0) & (index < len(table))
+        c = table.index_select(0, index.clamp(0, len(table) - 1).flatten())  # table[index] would look at a counter
+        c = torch.where(there[..., None], c.reshape(*index.shape, table.shape[1]), torch.nan)
+    else:
+        c = table[index]
+    return [along(value, x) for value in c.movedim(-1, 0)]
+
+
 class _Step:
     """A step on tensors in the type of the arithmetic: what the results and the gradients are made of."""
 
@@ -77,14 +89,7 @@ class _Step:
         known_mask: Tensor | None,
         known_noise: Tensor | None,
     ) -> None:
-        table = table.to(dtype)
-        if isinstance(index, Tensor):  # rows that are not there are NaN
-            there = (index >= 0) & (index < len(table))
-            c = table.index_select(0, index.clamp(0, len(table) - 1).flatten())  # table[index] would look at a counter
-            c = torch.where(there[..., None], c.reshape(*index.shape, table.shape[1]), torch.nan)
-        else:
-            c = table[index]
-        n = [along(value, x) for value in c.movedim(-1, 0)]
+        n = coefficients(table, index, x, dtype)
         at, per_row = Columns.of(len(outputs)), 4 + len(history)
         self.weights = n[: at.p]
         self.p, self.q, self.clip, self.known, self.known_noise, self.scale = n[at.p : at.log_std]
