@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import random
 from .._seed import Source
-from ..reference import diffusion_step as reference
+from ..reference.diffusion_step import diffusion_step as reference
 
 
 def diffusion_step(
@@ -34,5 +34,5 @@ def diffusion_step(
         where = {"first_sample": first_sample} if sample_ids is None else {"sample_ids": sample_ids}
         noise = random.normal(x.shape, generator=generator, step=at, device=x.device, dtype=torch.float32, **where)
     index = torch.as_tensor(index, device=table.device)
-    results = reference.diffusion_step(x, outputs, table.to(x.device), index.to(x.device), noise=noise, **options)
+    results = reference(x, outputs, table.to(x.device), index.to(x.device), noise=noise, **options)
     return [result.to(dtype) for result, dtype in zip(results, dtypes or [x.dtype] * len(results), strict=True)]

@@ -36,12 +36,14 @@ class Model(nn.Module):
     num_classes: labels are 0 .. num_classes - 1; None for a model without labels.
     context_features: width of the context [B, context_features]; 0 for a model without one.
     context_area: (H, W) if the context is a map [B, context_features, H, W].
+    NATS: whether the training loss is in nats per dimension.
     PICTURES: samples that training draws at a checkpoint, by default.
     CHUNK: nets are run on so many samples at once. It is part of what a seed means: they round differently in batches
         of different sizes.
     BATCH: samples that are best drawn in one call, a multiple of CHUNK; None: CHUNK.
     """
 
+    NATS: ClassVar[bool] = True
     PICTURES: ClassVar[int] = 64
     CHUNK: ClassVar[int] = 64
     BATCH: ClassVar[int | None] = None
@@ -68,11 +70,11 @@ class Model(nn.Module):
     def num_classes(self) -> int | None:
         return self.condition.num_classes
 
-    def _prepare(self, x: Tensor, generator: Source) -> Tensor:
+    def _prepare(self, x: Tensor, generator: Source) -> Any:
         """Checks a batch and turns it into what `_log_density` takes; draws the noise, if any."""
         raise NotImplementedError
 
-    def _log_density(self, v: Tensor, condition: Tensor | None) -> Tensor:
+    def _log_density(self, v: Any, condition: Tensor | None) -> Tensor:
         """log p(v | condition), [B] nats."""
         raise NotImplementedError
 

@@ -51,6 +51,7 @@ class UNet(nn.Module):
                 f"expected height and width divisible by 2^(len(widths) - 1), got {size[0]} x {size[1]} and "
                 f"{len(widths)} widths"
             )
+        self.blocks = blocks
         features = 4 * hidden
         self.time = nn.Sequential(nn.Linear(2 * hidden, features), nn.SiLU(), nn.Linear(features, features))
         self.condition = nn.Linear(condition_features, features) if condition_features else None
@@ -62,25 +63,23 @@ class UNet(nn.Module):
         def block(inputs: int, outputs: int, scale: int) -> _Block:
             return _Block(inputs, outputs, features, attends=attends[scale], dropout=dropout)
 
-        self.down, self.halve = nn.ModuleList(), nn.ModuleList()
+        self.down, self.halvings = nn.ModuleList(), nn.ModuleList()
         for scale, wide in enumerate(sizes):
             if scale:
-                self.halve.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
+                self.halvings.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 kept.append(now)
-            self.down.append(nn.ModuleList(block(now if i == 0 else wide, wide, scale) for i in range(blocks)))
-            now = wide
-            kept += [wide] * blocks
+            for _ in range(blocks):
+                self.down.append(block(now, wide, scale))
+                now = wide
+                kept.append(now)
         self.middle = nn.ModuleList([block(now, now, -1), block(now, now, -1)])
-        self.up, self.double = nn.ModuleList(), nn.ModuleList()
+        self.up, self.doublings = nn.ModuleList(), nn.ModuleList()
         for scale, wide in reversed([*enumerate(sizes)]):
             if self.up:
-                self.double.append(nn.Conv2d(now, now, 3, padding=1))
-            self.up.append(
-                nn.ModuleList(
-                    block((now if i == 0 else wide) + kept.pop(), wide, scale) for i in range(blocks + 1)
-                )
-            )
-            now = wide
+                self.doublings.append(nn.Conv2d(now, now, 3, padding=1))
+            for _ in range(blocks + 1):
+                self.up.append(block(now + kept.pop(), wide, scale))
+                now = wide
         self.last = nn.Sequential(_norm(now), nn.SiLU(), _zero(nn.Conv2d(now, channels, 3, padding=1)))
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -90,20 +89,19 @@ class UNet(nn.Module):
         e = F.silu(e)
         h = self.first(x)
         kept = [h]
-        for scale, blocks in enumerate(self.down):
-            if scale:
-                h = self.halve[scale - 1](h)
+        for i, block in enumerate(self.down):
+            if i and i % self.blocks == 0:
+                h = self.halvings[i // self.blocks - 1](h)
                 kept.append(h)
-            for block in blocks:
-                h = block(h, e)
-                kept.append(h)
+            h = block(h, e)
+            kept.append(h)
         for block in self.middle:
             h = block(h, e)
-        for scale, blocks in enumerate(self.up):
-            if scale:
-                h = self.double[scale - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-            for block in blocks:
-                h = block(torch.cat([h, kept.pop()], 1), e)
+        for i, block in enumerate(self.up):
+            if i and i % (self.blocks + 1) == 0:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = self.doublings[i // (self.blocks + 1) - 1](h)
+            h = block(torch.cat([h, kept.pop()], 1), e)
         out: Tensor = self.last(h)
         return out
 
@@ -126,17 +124,15 @@ class _Block(nn.Module):
         self.first = nn.Sequential(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
         self.film = nn.Linear(features, 2 * outputs)
         self.norm = _norm(outputs)
-        self.second = nn.Sequential(
-            nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(outputs, outputs, 3, padding=1))
-        )
+        self.second = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(outputs, outputs, 3, padding=1)))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         self.attention = _Attention(outputs) if attends else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         scale, shift = self.film(e)[..., None, None].chunk(2, 1)  # [B, outputs, 1, 1] each
         h = self.norm(self.first(x)) * (1 + scale) + shift
-        h = self.attention(self.skip(x) + self.second(h))
-        return h
+        out: Tensor = self.attention(self.skip(x) + self.second(h))
+        return out
 
 
 class _Attention(nn.Module):

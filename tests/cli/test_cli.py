@@ -184,7 +184,7 @@ def test_demo_of_the_frechet_distance(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_demo_refuses(tmp_path: Path) -> None:
     result = invoke("demo", "glow")
     assert result.exit_code == 2
-    assert "expected realnvp, frechet, pixelcnn, got glow" in result.output
+    assert "expected realnvp, frechet, pixelcnn, ddpm, got glow" in result.output
     (tmp_path / "file").touch()
     assert invoke("demo", "--out", str(tmp_path / "file")).exit_code == 2
     assert invoke("demo", "--steps", "0").exit_code == 2

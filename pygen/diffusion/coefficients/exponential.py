@@ -64,7 +64,7 @@ def integrate(
     h = then.lam - now.lam
     if space == "data":
         z, factor = -(1 + eta) * h, then.alpha
-        row = then.sigma / now.sigma * math.exp(-eta * h) * x if then.sigma else Row()
+        row = then.sigma / now.sigma * (math.exp(-eta * h) if eta else 1.0) * x if then.sigma else Row()
         std = then.sigma * math.sqrt(-math.expm1(-2 * eta * h)) if eta and then.sigma else 0.0
     else:
         z, factor = h, -(1 + eta) * then.sigma
