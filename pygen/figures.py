@@ -144,8 +144,8 @@ def image_grid(
 ) -> None:
     """Draws grey images [rows, columns, H, W] of levels 0 .. levels - 1, enlarged without smoothing.
 
-    rows, columns: their labels. real: columns that hold data, which are framed and set apart. apart: columns of a group,
-    which are set apart. cell: inches of an image.
+    rows, columns: their labels. real: columns that hold data, which are framed and set apart. apart: so many columns
+    are a group, and groups are set apart. cell: inches of an image.
     """
     pixels = images.numpy()
     n_rows, n_columns = pixels.shape[:2]

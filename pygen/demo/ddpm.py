@@ -22,7 +22,7 @@ from ..progress import Progress
 from ..training import Options
 from .fit import fit
 
-TRAINING_STEPS, SAMPLES = 400, 256
+TRAINING_STEPS, SAMPLES = 500, 256
 SAMPLERS = {"ddpm": "ancestral", "ddim": "first order", "dpmpp-2m": "second order"}
 STEPS = (3, 5, 10, 20, 40)
 
@@ -118,5 +118,6 @@ def draw_digits(model: DDPM, out: Path, seed: int, columns: int = 6, steps: int 
     figures.image_grid(
         out / "ddpm_samples.png", torch.cat(parts, 1), levels=LEVELS, rows=[str(y) for y in range(CLASSES)],
         columns=[name if i == columns // 2 else "" for name in SAMPLERS for i in range(columns)], apart=columns,
-        title="DDPM: samples of every class", note=f"Three samplers from the same noise, {steps} steps, guidance {guidance:g}.",
+        title="DDPM: samples of every class",
+        note=f"Three samplers from the same noise, {steps} steps, guidance {guidance:g}.",
     )  # fmt: skip
