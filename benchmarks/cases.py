@@ -20,6 +20,7 @@ OPS = (
     "logistic_mixture",
     "pixelcnn",
     "causal_sampler",
+    "diffusion_step",
 )
 
 MODES = ("fwd", "bwd", "full", "call")
@@ -66,6 +67,7 @@ class Problem:
         timed, and its time multiplied. Their factories see to it that they compute the same.
     proof: what an op that draws is judged with instead of the inputs, where one draw that rounding decides changes all
         that follow. Baselines, which then cannot be judged, see to it that they draw from the same distribution.
+    rounds: of an op that draws: its results are the reference's to a unit in the last place, not bit by bit.
     slack: times the usual bounds of every arm, for nets, whose layers amplify each other's rounding.
     """
 
@@ -77,6 +79,7 @@ class Problem:
     peers: dict[str, Callable[[], Function]] = field(default_factory=dict)
     likes: dict[str, Inputs] = field(default_factory=dict)
     tolerance: float = 0.0
+    rounds: bool = False
     slack: float = 1.0
     proof: Inputs | None = None
     repeats: dict[str, int] = field(default_factory=dict)

@@ -99,16 +99,17 @@ class Gate:
 class DrawGate:
     """Judges arms that draw random numbers.
 
-    Ours: the reference's bits, for the same state of torch's generator; where rounding decides some draws, in all
-    samples but a fraction `tolerance`. Baselines: shape, dtype, and mean and standard deviation to a tenth of the
-    latter, and to what chance makes of few draws: the same distribution, not another one.
+    Ours: the reference's bits, for the same state of torch's generator, or its numbers to a unit in the last place of
+    the largest if it `rounds`; where rounding decides some draws, in all samples but a fraction `tolerance`.
+    Baselines: shape, dtype, and mean and standard deviation to a tenth of the latter, and to what chance makes of few
+    draws: the same distribution, not another one.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.proof = problem.proof
         with backends.use("reference"):
             self.truth = self.outputs(problem.ours, (problem.proof or problem.inputs).tensors)
-        self.tolerance = problem.tolerance
+        self.tolerance, self.rounds = problem.tolerance, problem.rounds
 
     @staticmethod
     def outputs(function: Function, inputs: Tensors) -> Tensors:
@@ -121,7 +122,9 @@ class DrawGate:
         inputs = self.proof.tensors if self.proof else bound.inputs
         pairs = zip(self.outputs(bound.function, inputs), self.truth, strict=True)
         for a, b in pairs:
-            others = (a != b).flatten(1).any(1).double().mean() if a.shape == b.shape and a.numel() else 0.0
+            ulp = torch.finfo(b.dtype).eps * _size(b.double()) if self.rounds else 0.0
+            same_shape = a.shape == b.shape and a.numel()
+            others = ((a != b) & ~((a - b).abs() <= ulp)).flatten(1).any(1).double().mean() if same_shape else 0.0
             if a.shape != b.shape or not others <= self.tolerance:
                 return "not the numbers of the reference"
         return None

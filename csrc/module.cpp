@@ -27,15 +27,33 @@ PyObject* use(PyObject*, PyObject* capsule) {
 // --- quick calls -----------------------------------------------------------------------------------------------------
 //
 // torch.ops finds an overload, converts arguments by their schema and looks for overrides, in about a microsecond and a
-// half: more than a kernel on a small tensor takes. With plain tensors, numbers, strings, shapes and dtypes in the
-// schema's order there is nothing to find; anything else goes to torch.ops.
+// half: more than a kernel on a small tensor takes. With plain tensors, lists of them, numbers, strings, shapes and
+// dtypes in the schema's order there is nothing to find; anything else goes to torch.ops.
 
 struct QuickOp {
   c10::OperatorHandle handle;
   PyObject* fallback;  // the op of torch.ops; lives as long as its module does, so it is never given back
 };
 
-bool convert(PyObject* arg, c10::IValue& value) {
+// A list or tuple of plain tensors.
+bool convert_tensors(PyObject* arg, c10::IValue& value) {
+  const bool list = PyList_CheckExact(arg);
+  if (!list && !PyTuple_CheckExact(arg)) return false;
+  c10::List<at::Tensor> tensors;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(arg); ++i) {
+    PyObject* item = PySequence_Fast_GET_ITEM(arg, i);
+    if (!THPVariable_CheckExact(item)) return false;
+    tensors.push_back(THPVariable_Unpack(item));
+  }
+  value = std::move(tensors);
+  return true;
+}
+
+bool convert(PyObject* arg, const c10::Argument& argument, c10::IValue& value) {
+  if (argument.type()->kind() == c10::TypeKind::ListType &&
+      argument.type()->castRaw<c10::ListType>()->getElementType()->kind() == c10::TypeKind::TensorType) {
+    return convert_tensors(arg, value);
+  }
   if (THPVariable_CheckExact(arg)) {
     value = THPVariable_Unpack(arg);
   } else if (arg == Py_None) {
@@ -71,18 +89,31 @@ bool convert(PyObject* arg, c10::IValue& value) {
   return true;
 }
 
+PyObject* wrap(const std::vector<at::Tensor>& tensors) {
+  THPObjectPtr list(PyList_New(Py_ssize_t(tensors.size())));
+  for (size_t i = 0; list && i < tensors.size(); ++i) {
+    PyObject* item = THPVariable_Wrap(tensors[i]);
+    if (item == nullptr) return nullptr;
+    PyList_SET_ITEM(list.get(), Py_ssize_t(i), item);
+  }
+  return list.release();
+}
+
 PyObject* call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   const auto& op = *static_cast<const QuickOp*>(PyCapsule_GetPointer(self, "pygen.op"));
   torch::jit::Stack stack(static_cast<size_t>(count));
-  bool plain = size_t(count) == op.handle.schema().arguments().size() && !at::impl::torch_function_mode_enabled();
-  for (Py_ssize_t i = 0; plain && i < count; ++i) plain = convert(args[i], stack[size_t(i)]);
+  const auto& arguments = op.handle.schema().arguments();
+  bool plain = size_t(count) == arguments.size() && !at::impl::torch_function_mode_enabled();
+  for (size_t i = 0; plain && i < stack.size(); ++i) plain = convert(args[i], arguments[i], stack[i]);
   if (!plain) return PyObject_Vectorcall(op.fallback, args, size_t(count), nullptr);
   {
     pybind11::gil_scoped_release release;
     op.handle.callBoxed(stack);
   }
-  if (stack.size() == 1) return THPVariable_Wrap(std::move(stack[0]).toTensor());
+  if (stack.size() == 1) {
+    return stack[0].isTensor() ? THPVariable_Wrap(std::move(stack[0]).toTensor()) : wrap(stack[0].toTensorVector());
+  }
   THPObjectPtr result(PyTuple_New(Py_ssize_t(stack.size())));
   for (size_t i = 0; result && i < stack.size(); ++i) {
     PyObject* item = THPVariable_Wrap(std::move(stack[i]).toTensor());
@@ -120,7 +151,8 @@ PyObject* report_to(PyObject*, PyObject* given) {
 
 PyMethodDef methods[] = {
     {"use", use, METH_O, "use(table): calls this tier's kernels from now on."},
-    {"quick", quick, METH_VARARGS, "quick(name, op): a function that calls an op whose outputs are tensors."},
+    {"quick", quick, METH_VARARGS,
+     "quick(name, op): a function that calls an op whose outputs are tensors, or a list of them."},
     {"report_to", report_to, METH_O, "report_to(f): long calls of this thread call f(done, total); None: no more."},
     {nullptr, nullptr, 0, nullptr},
 };

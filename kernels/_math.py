@@ -26,8 +26,8 @@ else:
     from triton.language.extra.cuda.libdevice import atan, exp, expm1, log, log1p, rint, tanh
 
 __all__ = [
-    "atan", "div", "exp", "exp_parts", "expm1", "gate", "gate_backward", "log", "log1p", "over", "rint", "scale2",
-    "sqrt", "tanh", "times",
+    "atan", "clamp", "div", "exp", "exp_parts", "expm1", "gate", "gate_backward", "log", "log1p", "over", "rint",
+    "scale2", "sqrt", "tanh", "times",
 ]  # fmt: skip
 
 
@@ -81,9 +81,10 @@ def over(v, m, n):
 
 
 @triton.jit
-def _clamp(v, limit):
+def clamp(v, limit):
     """v within [-limit, limit]; NaN stays NaN."""
-    return tl.where(v > limit, limit, tl.where(v < -limit, -limit, v))
+    v = tl.where(v < -limit, -limit, v)
+    return tl.where(v > limit, limit, v)
 
 
 @triton.jit
@@ -94,12 +95,12 @@ def exp_parts(u):
     """
     if u.dtype == tl.float64:
         # Any subnormal number times e^1456 is infinite, any number times e^-1456 is zero. NaN passes.
-        u = _clamp(u, 1456.0)
-        n = _clamp(tl.floor(u * 1.4426950408889634 + 0.5), 2044.0)
+        u = clamp(u, 1456.0)
+        n = clamp(tl.floor(u * 1.4426950408889634 + 0.5), 2044.0)
         m = exp(u - n * 0.693145751953125 - n * 1.42860682030941723212e-6)
     else:
-        u = _clamp(u, 193.0)
-        n = _clamp(tl.floor(u * 1.4426950408889634 + 0.5), 252.0)
+        u = clamp(u, 193.0)
+        n = clamp(tl.floor(u * 1.4426950408889634 + 0.5), 252.0)
         m = exp(u - n * 0.693359375 + n * 2.12194440e-4)
     return m, n.to(tl.int32)
 

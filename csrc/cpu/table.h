@@ -14,6 +14,7 @@ struct MixtureKernels;
 struct MomentsKernels;
 struct RandomKernels;
 struct SamplerKernels;
+struct StepKernels;
 
 struct ProbeKernels {
   // Runs 20 independent chains of `n` fused multiply-adds on full vectors, in registers; returns the operations done.
@@ -23,7 +24,7 @@ struct ProbeKernels {
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
                          const HeadsKernels*, const MixtureKernels*, const MomentsKernels*, const RandomKernels*,
-                         const SamplerKernels*, const ProbeKernels*>;
+                         const SamplerKernels*, const StepKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -15,9 +15,10 @@ from .level import Level, Predicted, predicted
 from .loop import Progressed, Threshold, sample_loop
 from .plan import Evaluation, Plan
 from .samplers import ALIASES, SAMPLERS, plan
+from .score_sde import predictor_corrector
 from .step import Row, Step
 
 __all__ = [
     "ALIASES", "SAMPLERS", "Discrete", "Edm", "Evaluation", "Flow", "Grid", "Level", "Plan", "Predicted", "Progressed",
-    "Row", "Step", "Threshold", "plan", "predicted", "sample_loop",
+    "Row", "Step", "Threshold", "plan", "predicted", "predictor_corrector", "sample_loop",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from .coefficients import adams, exponential, first_order, two_stage
+from .coefficients import adams, exponential, first_order, sde, two_stage
 from .coefficients.exponential import Solver
 from .coefficients.first_order import Variance
 from .grid import Discrete, Edm, Flow, Grid
@@ -58,6 +58,22 @@ def euler(
 
 def euler_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Steps:
     return ddim(grid, eta=eta, noise_scale=noise_scale, reuse_clamped=True)
+
+
+def repaint(grid: Grid, *, eta: float = 0.0, jump: int = 10, resample: int = 10) -> Steps:
+    """Lugmayr et al. 2022 (2201.09865): known pixels are put in, and every `jump` steps the last ones are taken back,
+    by noise, and made again, `resample` times in all."""
+    n = len(grid.times)
+    left = {k: resample - 1 for k in range(0, n - jump, jump)}
+    k = n  # steps that remain
+    while k:
+        now, then = grid.levels[n - k], grid.levels[n - k + 1]
+        yield Evaluation(grid.times[n - k], now, sde.repaint(now, then, grid.predicted(now), eta=eta))
+        k -= 1
+        if left.get(k, 0):
+            left[k] -= 1
+            yield Evaluation(None, then, sde.renoise(then, grid.levels[n - k - jump]))
+            k += jump
 
 
 def consistency(grid: Grid, *, noise_scale: float = 1.0) -> Steps:
@@ -218,15 +234,18 @@ def dpm_multistep(
     eta: float = 0.0,
     noise_scale: float = 1.0,
     lower_order_final: bool = True,
+    curvature: float = 1.0,
 ) -> Steps:
-    """lower_order_final: below 15 steps the last two are of order 1 and 2, as in the paper's code."""
+    """curvature: 2 for order 3 that is of third order, see `coefficients.exponential.dpm_multistep`.
+
+    lower_order_final: below 15 steps the last two are of order 1 and 2, as in the paper's code."""
     n = len(grid.times)
     for i, t in enumerate(grid.times):
         left = n - i if lower_order_final and n < 15 else order
         levels = _back(grid, i, min(order, left))
         model = grid.predicted(levels[1])
         options: dict[str, Any] = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
-        step = exponential.dpm_multistep(levels, model, order=len(levels) - 1, **options)
+        step = exponential.dpm_multistep(levels, model, order=len(levels) - 1, curvature=curvature, **options)
         yield Evaluation(t, levels[1], replace(step, keep=("y1", "h0")))
 
 
@@ -247,9 +266,8 @@ def dpm_singlestep(
     for i, (t, stage) in enumerate(zip(grid.times, stages, strict=True)):
         levels = _back(grid, i, stage)
         options: dict[str, Any] = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
-        yield Evaluation(
-            t, levels[1], exponential.dpm_singlestep(levels, grid.predicted(levels[1]), order=stage, **options)
-        )
+        step = exponential.dpm_singlestep(levels, grid.predicted(levels[1]), order=stage, **options)
+        yield Evaluation(t, levels[1], step, stage - 1)
 
 
 def unipc(
@@ -328,6 +346,7 @@ SAMPLERS = {
     "ddpm": Sampler(ddpm, "table"),
     "ddim": Sampler(ddim, "table"),
     "ddim-inverse": Sampler(ddim_inverse, "table"),
+    "repaint": Sampler(repaint, "table"),
     "pndm": Sampler(pndm, "table"),
     "lcm": Sampler(lcm, "table"),
     "tcd": Sampler(tcd, "table"),

@@ -25,6 +25,8 @@ KERNELS = [
     r"fill_sample<\(pygen::Distribution\)2>",  # normals
     "gate_(backward_)?rows<.*float>",
     "gate_(backward_)?rows<.*double>",
+    "step_elements<.*float>",
+    "step_elements<.*double>",
     "block_nll<.*float>",
     "block_nll<.*double>",
     "multiply_tile<float>",

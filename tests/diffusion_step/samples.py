@@ -91,14 +91,14 @@ def sample(
     drawn = noise == "draws"
     known = None if drawn else known
     batch, tokens = shape[0], shape[:2]
-    places = torch.arange(math.prod(tokens)) % ROWS
+    by_sample, by_token = (torch.arange(math.prod(size)) % ROWS for size in ((batch,), tokens))
     inputs = {
         "x": levels("x") if pixels else draw("x"),
         **{m: draw(m, j < outputs) for j, m in enumerate(OUTPUTS)},
         **{h: draw(h, i < history) for i, h in enumerate(HISTORY)},
         "table": table(name, outputs, history, rows, clip, narrow),
         "counter": torch.tensor(1) if index == "counter" else None,
-        "index": places.view(tokens) if index == "token" else places[:batch] if index == "sample" else None,
+        "index": by_token.view(tokens) if index == "token" else by_sample if index == "sample" else None,
         "noise": draw("noise", noise == "given"),
         "rescale": bits(1 + 0.2 * random(f"{name} rescale", batch)) if rescale else None,
         "threshold": bits(1 + 0.4 * random(f"{name} threshold", batch).tanh()) if threshold else None,

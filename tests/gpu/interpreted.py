@@ -14,16 +14,19 @@ import torch
 
 import pygen
 from pygen.kernels import coupling, heads, masked_conv
+from pygen.kernels.diffusion_step import launch_diffusion_step
 from pygen.ops.coupling import CouplingOptions
+from pygen.ops.diffusion_step import StepOptions
 from pygen.ops.masked_conv import ConvOptions
 from pygen.reference import heads as reference_heads
+from pygen.reference.diffusion_step import width
 from tests.contract.conftest import _uninitialised_memory_is_nan  # noqa: F401
 from tests.contract.params import few, small
 from tests.coupling.samples import KINDS, sample
 from tests.frechet.spectra import SPECTRA, with_values
 from tests.gpu.on_triton import SPECS, Triton
 from tests.harness import checks
-from tests.harness.calls import UPSTREAM
+from tests.harness.calls import UPSTREAM, random
 from tests.harness.layouts import LAYOUTS
 from tests.harness.spec import F32, F64, OpSpec, Sample
 from tests.heads import samples as heads_samples
@@ -157,6 +160,19 @@ def test_codes_out_of_range_give_nan(code):
     )
     seen = torch.stack([torch.stack([(part == k).sum() for k in range(7)]) for part in (x[:, :-1], x[..., :-1])])
     assert torch.equal(grads[1], seen[..., None].expand(2, 7, 5).float())
+
+
+@pytest.mark.parametrize("index", [[0, 2, 1], [-1, 0, 2**40]], ids=str)
+def test_rows_that_are_not_there_give_nan(index):
+    """And no row beyond the table is read; a counter is for all samples."""
+    x, table = torch.randn(3, 5), random("rows", 2, width(0, 0, 1))
+    where = torch.tensor(index)
+    wrong = (where < 0) | (where > 1)
+    for at, nan in ((where, wrong), (where[1], wrong[1].expand(3))):
+        (y,) = launch_diffusion_step(
+            x, [], [], table, at, 0, None, None, None, None, None, None, None, None, 0, 0, 0, StepOptions()
+        )
+        assert torch.equal(y.isnan(), nan[:, None].expand(3, 5))
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 import pygen.kernels  # noqa: E402
+import pygen.kernels.diffusion_step  # noqa: E402
 from pygen._lib import OPS  # noqa: E402
+from pygen.ops.diffusion_step import StepOptions  # noqa: E402
 from tests.contract.params import few  # noqa: E402
 from tests.gpu.on_triton import SPECS, Triton  # noqa: E402
 from tests.harness.calls import backward, build, run, trainable, upstream_gradients  # noqa: E402
@@ -147,6 +149,17 @@ def test_polar_of_every_size(dtype, n, arch, compiled, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "_active", StandIn(arch))
     with Triton("triton", "meta").active():
         pygen.ops.polar(torch.empty(3, n, n - 1, dtype=dtype, device="meta"))
+    assert compiled, "no kernel was launched"
+    judge(compiled, arch, tmp_path)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_step_whose_coefficients_the_host_has_read(arch, compiled, tmp_path, monkeypatch):
+    """And a bool mask. In the samples the table is on the device."""
+    monkeypatch.setattr(driver, "_active", StandIn(arch))
+    x, mask = (torch.empty(3, 70, dtype=dtype, device="meta") for dtype in (torch.float32, torch.bool))
+    arguments = (x, [x], [x], torch.zeros(2, 14), None, 1, None, None, None, None, x, mask, None, None, 0, 0, 0)
+    pygen.kernels.diffusion_step.launch_diffusion_step(*arguments, StepOptions(draws=True, copies=2))
     assert compiled, "no kernel was launched"
     judge(compiled, arch, tmp_path)
 

@@ -15,6 +15,7 @@ extern const MixtureKernels mixture_kernels;
 extern const MomentsKernels moments_kernels;
 extern const RandomKernels random_kernels;
 extern const SamplerKernels sampler_kernels;
+extern const StepKernels step_kernels;
 extern const ProbeKernels probe_kernels;
 
 }  // namespace CPU_CAPABILITY

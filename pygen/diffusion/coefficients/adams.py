@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from numpy.polynomial import Polynomial
 
 from ..level import Level, Predicted
-from ..step import H, Row, Step, X
+from ..step import X0, H, Row, Step, X
 from .first_order import clamped_eps, transfer
 from .two_stage import slope
 
@@ -61,8 +61,10 @@ def deis(levels: Sequence[Level], model: Predicted, *, order: int = 2) -> Step:
     levels: then, now, before, ...; history: eps, the newest first, of the clamped data.
     """
     then, now = levels[:2]
-    past = distinct(levels[1:], order)
     eps = clamped_eps(now)
+    if not now.alpha:  # no data yet: x0 is what the network says
+        return Step(*model.data, (then.alpha * X0 + then.sigma * eps, eps), keep=("y1", "h0")[: order - 1])
+    past = distinct([at for at in levels[1:] if at.alpha], order)
     row = then.alpha / now.alpha * X
     for i, polynomial in enumerate(lagrange([-at.lam + now.lam for at in past])):
         row += then.alpha * now.ratio * _times_exponential(polynomial, now.lam - then.lam) * (H(i - 1) if i else eps)

@@ -94,21 +94,23 @@ def dpm_multistep(
     eta: float = 0.0,
     noise_scale: float = 1.0,
     third: float = 0.0,
+    curvature: float = 1.0,
 ) -> Step:
     """DPM-Solver(++) of up to three steps: Lu et al. 2022 (2211.01095), algorithm 2; with eta its SDE.
 
     levels: then, now, before, ...; history h0, h1: what the network said before, as `y1` says it here.
+    curvature: 1 takes the second divided difference for D_2, as its authors' code, diffusers and k-diffusion do, which
+        is half of it: then three steps are of order 2 as well, with a smaller error. 2 makes them of order 3.
     """
     then, now, *before = levels[: order + 1]
     m = X0 if space == "data" else model.eps
-    row = integrate(
-        X, now, then, _backward(then, now, before, m), space=space, solver=solver, eta=eta, noise_scale=noise_scale,
-        third=third,
-    )  # fmt: skip
-    return Step(*model.data, (row, m), keep=("y1", "h0")[: order - 1] if order > 1 else ())
+    differences = _backward(then, now, before, m, curvature)
+    options: dict[str, Any] = {"space": space, "solver": solver, "eta": eta, "noise_scale": noise_scale}
+    row = integrate(X, now, then, differences, third=third, **options)
+    return Step(*model.data, (row, m), keep=("y1", "h0")[: order - 1])
 
 
-def _backward(then: Level, now: Level, before: Sequence[Level], m: Row) -> list[Row]:
+def _backward(then: Level, now: Level, before: Sequence[Level], m: Row, curvature: float) -> list[Row]:
     """D_0, D_1, D_2 at `now`, of what was said there and before; fewer where levels repeat or lack data or noise."""
     h = then.lam - now.lam
     gaps = [a.lam - b.lam for a, b in pairwise([now, *before])]
@@ -121,7 +123,7 @@ def _backward(then: Level, now: Level, before: Sequence[Level], m: Row) -> list[
         return [m, *slopes]
     r0, r1 = gaps[0] / h, gaps[1] / h
     bend = (slopes[0] - slopes[1]) / (r0 + r1)
-    return [m, slopes[0] + r0 * bend, bend]
+    return [m, slopes[0] + r0 * bend, curvature * bend]
 
 
 def dpm_singlestep(
@@ -146,8 +148,11 @@ def dpm_singlestep(
     options: dict[str, Any] = {"space": space, "eta": eta, "noise_scale": noise_scale}
     if order == 1:
         return Step(*model.data, (integrate(X, now, then, [m], **options), m), keep=("x", "y1"))
+    keep = ("h0", "y1", "h1")[: order + 1]
     start = stages[-1]
     h = then.lam - start.lam
+    if math.isinf(h) or len({now, *stages}) < order:  # stages tell nothing apart
+        return Step(*model.data, (integrate(X, now, then, [m], **options), m), keep=keep)
     said = [m, *(H(i + 1) for i in range(order - 1))]
     base = said.pop()
     slopes = [h / (at.lam - start.lam) * (value - base) for at, value in zip([now, *stages[:-1]], said, strict=True)]
@@ -159,7 +164,7 @@ def dpm_singlestep(
         r0, r1 = ((at.lam - start.lam) / h for at in (now, stages[0]))
         differences = [base, (r0 * slopes[1] - r1 * slopes[0]) / (r0 - r1), 2 * (slopes[0] - slopes[1]) / (r0 - r1)]
     row = integrate(H(0), start, then, differences, solver=solver, third=third, **options)
-    return Step(*model.data, (row, m), keep=("h0", "y1", "h1")[: order + 1])
+    return Step(*model.data, (row, m), keep=keep)
 
 
 def unipc(

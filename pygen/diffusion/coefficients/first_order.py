@@ -19,6 +19,8 @@ def transfer(now: Level, then: Level, eps: Row, x: Row = X) -> Row:
 
     It is Euler's step of dx = eps d sigma where alpha = 1, and of a flow where alpha + sigma = 1.
     """
+    if not now.alpha:
+        raise ValueError("expected data in the state for a step along eps, got a level of noise alone, alpha = 0")
     ratio = then.alpha / now.alpha
     return ratio * x + (then.sigma - ratio * now.sigma) * eps
 

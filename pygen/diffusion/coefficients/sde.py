@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 from ..level import Level, Predicted
-from ..step import Row, Step, X, Z
-from .first_order import added_variance, ddim
+from ..step import G, Row, Step, X, Z
+from .first_order import added_variance, ddim, posterior_std
 
 
 def score(now: Level, model: Predicted) -> Row:
@@ -30,10 +30,15 @@ def ancestral_vp(now: Level, beta: float, model: Predicted) -> Step:
     return Step(*model.data, (mean + math.sqrt(beta) * Z, mean))
 
 
-def langevin(now: Level, model: Predicted, size: float) -> Step:
-    """A step of `size` up the score: algorithms 4 and 5. y1 as in `reverse_diffusion`."""
-    mean = X + size * score(now, model)
-    return Step(*model.data, (mean + math.sqrt(2 * size) * Z, mean))
+def ancestral_ve(now: Level, then: Level, model: Predicted) -> Step:
+    """Ancestral sampling where alpha = 1: eq. 47. y1 as in `reverse_diffusion`."""
+    mean = X + added_variance(now, then) * score(now, model)
+    return Step(*model.data, (mean + posterior_std(now, then) * Z, mean))
+
+
+def langevin() -> Step:
+    """Up the score g: algorithms 4 and 5, of g and noise scaled sample by sample. y1 as in `reverse_diffusion`."""
+    return Step(0.0, 0.0, (X + G + Z, X + G))
 
 
 def repaint(now: Level, then: Level, model: Predicted, *, eta: float = 0.0) -> Step:
