@@ -79,6 +79,12 @@ inline std::optional<FloatType> float_type(at::ScalarType type) {
   }
 }
 
+// A dense tensor of floats, or of bytes.
+inline Stored stored(const at::Tensor& t) {
+  const auto type = float_type(t.scalar_type());
+  return {t.const_data_ptr(), type ? Storage(*type) : Storage::kU8};
+}
+
 inline std::optional<IntType> int_type(at::ScalarType type) {
   switch (type) {
     case at::kByte:

@@ -10,10 +10,12 @@ struct ConvKernels;
 struct FrechetKernels;
 struct GatesKernels;
 struct HeadsKernels;
+struct LossKernels;
 struct MixtureKernels;
 struct MomentsKernels;
 struct RandomKernels;
 struct SamplerKernels;
+struct StatsKernels;
 struct StepKernels;
 
 struct ProbeKernels {
@@ -23,8 +25,9 @@ struct ProbeKernels {
 };
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
-                         const HeadsKernels*, const MixtureKernels*, const MomentsKernels*, const RandomKernels*,
-                         const SamplerKernels*, const StepKernels*, const ProbeKernels*>;
+                         const HeadsKernels*, const LossKernels*, const MixtureKernels*, const MomentsKernels*,
+                         const RandomKernels*, const SamplerKernels*, const StatsKernels*, const StepKernels*,
+                         const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -11,10 +11,12 @@ extern const ConvKernels conv_kernels;
 extern const FrechetKernels frechet_kernels;
 extern const GatesKernels gates_kernels;
 extern const HeadsKernels heads_kernels;
+extern const LossKernels loss_kernels;
 extern const MixtureKernels mixture_kernels;
 extern const MomentsKernels moments_kernels;
 extern const RandomKernels random_kernels;
 extern const SamplerKernels sampler_kernels;
+extern const StatsKernels stats_kernels;
 extern const StepKernels step_kernels;
 extern const ProbeKernels probe_kernels;
 
