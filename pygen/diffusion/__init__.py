@@ -10,6 +10,7 @@ A sampler is a list of coefficients: `plan` makes it, once, and `sample_loop` ru
 
 from __future__ import annotations
 
+from .config import plan_from_config
 from .grid import Discrete, Edm, Flow, Grid
 from .level import Level, Predicted, predicted
 from .loop import Progressed, Threshold, sample_loop
@@ -20,5 +21,5 @@ from .step import Row, Step
 
 __all__ = [
     "ALIASES", "SAMPLERS", "Discrete", "Edm", "Evaluation", "Flow", "Grid", "Level", "Plan", "Predicted", "Progressed",
-    "Row", "Step", "Threshold", "plan", "predicted", "predictor_corrector", "sample_loop",
+    "Row", "Step", "Threshold", "plan", "plan_from_config", "predicted", "predictor_corrector", "sample_loop",
 ]  # fmt: skip

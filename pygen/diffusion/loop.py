@@ -93,7 +93,7 @@ def sample_loop(
     times = plan.timesteps.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     history: list[Tensor | None] = []
     fed = torch.cat([x * plan.scale] * len(weights)) if len(weights) > 1 or plan.scale != 1 else x
-    report = _reporter(progress, len(plan))
+    report = _Reporter(progress, len(plan))
     with report:
         for index, evaluation in enumerate(plan.evaluations):
             step, (table, row) = evaluation.step, tables[index]
@@ -165,7 +165,7 @@ def kept(name: str, x: Tensor, results: Sequence[Tensor], history: Sequence[Tens
     return results[index] if name[0] == "y" else history[index] if index < len(history) else None
 
 
-class _reporter:
+class _Reporter:
     """A bar, a function or nothing."""
 
     def __init__(self, progress: bool | Callable[[int, int], None], total: int) -> None:

@@ -33,6 +33,7 @@ def _back(grid: Grid, i: int, count: int) -> list[Level]:
 
 
 def ddim(grid: Grid, *, eta: float = 0.0, reuse_clamped: bool = False, noise_scale: float = 1.0) -> Steps:
+    """DDIM, Song et al. 2020 (2010.02502); with eta = 1 ancestral sampling. See `coefficients.first_order.ddim`."""
     for t, now, then in _pairs(grid):
         options: dict[str, Any] = {"eta": eta, "reuse_clamped": reuse_clamped, "noise_scale": noise_scale}
         yield Evaluation(t, now, first_order.ddim(now, then, grid.predicted(now), **options))
@@ -45,6 +46,7 @@ def ddim_inverse(grid: Grid) -> Steps:
 
 
 def ddpm(grid: Grid, *, variance: Variance = "fixed_small") -> Steps:
+    """Ancestral sampling, Ho et al. 2020 (2006.11239). See `coefficients.first_order.ddpm` for variances."""
     for t, now, then in _pairs(grid):
         step = first_order.ddpm(now, then, grid.predicted(now), variance=variance, noisy=then.sigma > 0)
         yield Evaluation(t, now, step)
@@ -53,10 +55,12 @@ def ddpm(grid: Grid, *, variance: Variance = "fixed_small") -> Steps:
 def euler(
     grid: Grid, *, churn: float = 0.0, churn_from: float = 0.0, churn_to: float = math.inf, noise_scale: float = 1.0
 ) -> Steps:
+    """Euler's method in sigma, Karras et al. 2022 (2206.00364), with churn of sigmas within churn_from .. churn_to."""
     return _churned(grid, _euler, churn, churn_from, churn_to, noise_scale)
 
 
 def euler_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Steps:
+    """Euler's step down, and noise up again; eta: of the noise, 0 is `euler`."""
     return ddim(grid, eta=eta, noise_scale=noise_scale, reuse_clamped=True)
 
 
@@ -85,6 +89,7 @@ def consistency(grid: Grid, *, noise_scale: float = 1.0) -> Steps:
 
 
 def lcm(grid: Grid, *, sigma_data: float = 0.5, time_scale: float = 10.0) -> Steps:
+    """Latent consistency models, Luo et al. 2023 (2310.04378), of a network that is told times in 0 .. N - 1."""
     for t, now, then in _pairs(grid):
         r = math.hypot(t * time_scale, sigma_data)
         skip, out = (sigma_data / r) ** 2, t * time_scale / r
@@ -116,8 +121,7 @@ def _churned(
     gamma = min(churn / len(grid.times), math.sqrt(2) - 1)
     pairs = [*_pairs(grid)]
     noisier = [
-        replace_sigma(now, now.sigma * (1 + gamma)) if churn_from <= now.sigma <= churn_to else now
-        for _, now, _ in pairs
+        Level(now.alpha, now.sigma * (1 + gamma)) if churn_from <= now.sigma <= churn_to else now for _, now, _ in pairs
     ]
     if noisier[0] != pairs[0][1]:
         yield Evaluation(None, pairs[0][1], _with_noise(Step(0.0, 0.0, (X,)), pairs[0][1], noisier[0], noise_scale))
@@ -129,10 +133,6 @@ def _churned(
         if i + 1 < len(pairs) and noisier[i + 1] != then:
             last = replace(last, step=_with_noise(last.step, then, noisier[i + 1], noise_scale))
         yield last
-
-
-def replace_sigma(level: Level, sigma: float) -> Level:
-    return Level(level.alpha, sigma)
 
 
 def _with_noise(step: Step, now: Level, then: Level, scale: float) -> Step:
@@ -169,16 +169,19 @@ def _midpoint(grid: Grid, t: float, now: Level, then: Level, t_then: float | Non
 def heun(
     grid: Grid, *, churn: float = 0.0, churn_from: float = 0.0, churn_to: float = math.inf, noise_scale: float = 1.0
 ) -> Steps:
+    """Heun's method in sigma, Karras et al. 2022 (2206.00364), algorithm 2, churn as in `euler`."""
     return _churned(grid, _heun, churn, churn_from, churn_to, noise_scale)
 
 
 def dpm2(
     grid: Grid, *, churn: float = 0.0, churn_from: float = 0.0, churn_to: float = math.inf, noise_scale: float = 1.0
 ) -> Steps:
+    """Steps by the slope in the middle of log sigma, churn as in `euler`."""
     return _churned(grid, _midpoint, churn, churn_from, churn_to, noise_scale)
 
 
 def dpm2_ancestral(grid: Grid, *, eta: float = 1.0, noise_scale: float = 1.0) -> Steps:
+    """`dpm2` down, and noise up again."""
     for t, now, then in _pairs(grid):
         down, std = two_stage.descent(now, then, eta)
         yield from _midpoint(grid, t, now, down, std=std * noise_scale)
@@ -279,6 +282,10 @@ def unipc(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> Steps:
+    """UniPC, Zhao et al. 2023 (2302.04867). See `coefficients.exponential.unipc`.
+
+    lower_order_final: the last steps are of order ..., 2, 1.
+    """
     n, last_order = len(grid.times), 0
     for i, t in enumerate(grid.times):
         this_order = min(order, i + 1, n - i if lower_order_final else order)
@@ -291,6 +298,7 @@ def unipc(
 
 
 def lms(grid: Grid, *, order: int = 4) -> Steps:
+    """Linear multistep in sigma."""
     for i, t in enumerate(grid.times):
         levels = _back(grid, i, order)
         step = adams.lms(levels, grid.predicted(levels[1]), order=order)
@@ -298,6 +306,7 @@ def lms(grid: Grid, *, order: int = 4) -> Steps:
 
 
 def deis(grid: Grid, *, order: int = 2, lower_order_final: bool = True) -> Steps:
+    """DEIS in log rho, Zhang and Chen 2022 (2204.13902). lower_order_final: as in `dpm_multistep`."""
     n = len(grid.times)
     for i, t in enumerate(grid.times):
         left = n - i if lower_order_final and n < 15 else order
@@ -307,6 +316,7 @@ def deis(grid: Grid, *, order: int = 2, lower_order_final: bool = True) -> Steps
 
 
 def ipndm(grid: Grid, *, order: int = 4) -> Steps:
+    """Adams and Bashforth's method along eps, of order up to 4."""
     for i, (t, now, then) in enumerate(_pairs(grid)):
         yield Evaluation(t, now, adams.ipndm(now, then, grid.predicted(now), order=min(order, i + 1)))
 

@@ -1,0 +1,194 @@
+"""Plans from a scheduler's configuration, as diffusers writes it: `scheduler_config.json`. diffusers is not needed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .grid import Discrete, Edm, Flow
+from .plan import Plan
+from .samplers import Schedule, plan
+
+
+class _Run(NamedTuple):
+    sampler: str
+    schedule: Schedule
+    options: dict[str, Any]  # of the sampler
+    grid: dict[str, Any]
+
+
+def plan_from_config(config: Mapping[str, Any] | str | Path, steps: int, **options: Any) -> Plan:
+    """The run of a scheduler of diffusers with this configuration: the same timesteps, levels and states.
+
+    config: a mapping, or the path of its JSON file or of its folder; keys that say nothing here are ignored.
+    options: of the sampler, as those of the scheduler's `step` (eta, ...), besides those that the configuration has.
+
+    Dynamic thresholds of more than 1 need `threshold` of `sample_loop`. What differs: DDIM and PNDM of steps that are
+    not evenly spaced go to the next timestep, where diffusers goes to that of even spacing.
+
+    Raises ValueError for a class or a value that is not known, FileNotFoundError without a file.
+    """
+    values = dict(config) if isinstance(config, Mapping) else _read(Path(config))
+    name = values.get("_class_name")
+    if name not in _RUNS:
+        raise ValueError(f"expected _class_name as one of {', '.join(sorted(_RUNS))}, got {name!r}")
+    run = _RUNS[name](values)
+    clip = math.inf
+    threshold = values.get("thresholding", False)
+    if threshold and values.get("sample_max_value", 1.0) <= 1:
+        clip, threshold = 1.0, False
+    elif not threshold and values.get("clip_sample", _CLIPS.get(name, False)):
+        clip = values.get("clip_sample_range", 1.0)
+    return plan(
+        run.sampler, run.schedule, steps, clip=clip, threshold=threshold, grid=run.grid, **run.options | options
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / "scheduler_config.json" if path.is_dir() else path
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: expected the configuration of a scheduler, and found no file") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+_CLIPS = {"DDIMScheduler": True, "DDIMInverseScheduler": True, "DDPMScheduler": True}  # where a file does not say
+
+
+def _discrete(values: Mapping[str, Any], last: str, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
+    betas = values.get("beta_schedule", "linear")
+    if values.get("trained_betas") is not None:
+        betas = torch.tensor(values["trained_betas"], dtype=torch.float32)
+    return Discrete.of(
+        betas,
+        values.get("num_train_timesteps", 1000),
+        values.get("beta_start", beta_start),
+        values.get("beta_end", beta_end),
+        zero_terminal_snr=values.get("rescale_betas_zero_snr", False),
+        prediction=values.get("prediction_type", "epsilon"),
+        last="zero" if last == "zero" else "sigma_min",
+    )
+
+
+def _grid(values: Mapping[str, Any], spacing: str, whole: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """whole: how times of a kind of sigmas are made whole."""
+    kinds = {
+        "use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta",
+        "use_lu_lambdas": "lu",
+    }  # fmt: skip
+    sigmas = next((kind for key, kind in kinds.items() if values.get(key)), "table")
+    if sigmas == "table" and values.get("interpolation_type") == "log_linear":
+        sigmas = "log_linear"
+    grid = {
+        "spacing": values.get("timestep_spacing", spacing),
+        "sigmas": sigmas,
+        "offset": values.get("steps_offset", 0),
+    }
+    return grid | {"whole_times": (whole or {}).get(sigmas)}
+
+
+_ROUNDED = {"karras": "round", "lu": "round", "exponential": "floor", "beta": "floor"}
+
+
+def _by_table(sampler: str, spacing: str = "leading", one: bool = True) -> Callable[[Mapping[str, Any]], _Run]:
+    def run(values: Mapping[str, Any]) -> _Run:
+        schedule = _discrete(values, "zero" if values.get("set_alpha_to_one", one) else "sigma_min")
+        options = (
+            {"variance": values.get("variance_type", "fixed_small").removesuffix("_log")} if sampler == "ddpm" else {}
+        )
+        grid = {"spacing": values.get("timestep_spacing", spacing), "offset": values.get("steps_offset", 0)}
+        return _Run(sampler, schedule, options, grid)
+
+    return run
+
+
+def _by_sigma(
+    sampler: str, start: float, end: float, whole: Mapping[str, str] | None = None
+) -> Callable[[Mapping[str, Any]], _Run]:
+    def run(values: Mapping[str, Any]) -> _Run:
+        schedule = _discrete(values, values.get("final_sigmas_type", "zero"), start, end)
+        return _Run(sampler, schedule, {}, _grid(values, "linspace", whole))
+
+    return run
+
+
+def _dpm(sampler: str) -> Callable[[Mapping[str, Any]], _Run]:
+    def run(values: Mapping[str, Any]) -> _Run:
+        algorithm = values.get("algorithm_type", "dpmsolver++")
+        options = {
+            "order": values.get("solver_order", 2),
+            "solver": values.get("solver_type", "midpoint"),
+            "space": "data" if "++" in algorithm else "noise",
+            "eta": 1.0 if "sde" in algorithm else 0.0,
+        }
+        if sampler == "dpm":
+            options["lower_order_final"] = values.get("lower_order_final", True)
+        schedule = _discrete(values, values.get("final_sigmas_type", "zero"))
+        return _Run(sampler, schedule, options, _grid(values, "linspace", _ROUNDED))
+
+    return run
+
+
+def _deis(values: Mapping[str, Any]) -> _Run:
+    options = {"order": values.get("solver_order", 2), "lower_order_final": values.get("lower_order_final", True)}
+    return _Run("deis", _discrete(values, "sigma_min"), options, _grid(values, "linspace", _ROUNDED))
+
+
+def _unipc(values: Mapping[str, Any]) -> _Run:
+    options = {
+        "order": values.get("solver_order", 2),
+        "kind": values.get("solver_type", "bh2"),
+        "space": "data" if values.get("predict_x0", True) else "noise",
+        "lower_order_final": values.get("lower_order_final", True),
+    }
+    schedule = _discrete(values, values.get("final_sigmas_type", "zero"))
+    return _Run("unipc", schedule, options, _grid(values, "linspace", _ROUNDED))
+
+
+def _flow(sampler: str) -> Callable[[Mapping[str, Any]], _Run]:
+    def run(values: Mapping[str, Any]) -> _Run:
+        name = "consistency" if values.get("stochastic_sampling", False) else sampler
+        grid = {"terminal": values.get("shift_terminal"), "shift_kind": values.get("time_shift_type", "exponential")}
+        return _Run(name, Flow(values.get("shift", 1.0), values.get("num_train_timesteps", 1000)), {}, grid)
+
+    return run
+
+
+def _edm(values: Mapping[str, Any]) -> _Run:
+    if values.get("prediction_type", "epsilon") != "epsilon":
+        raise ValueError(f"expected prediction_type of EDM as epsilon, got {values['prediction_type']!r}")
+    schedule = Edm(values.get("sigma_min", 0.002), values.get("sigma_max", 80.0), values.get("sigma_data", 0.5))
+    return _Run(
+        "euler", schedule, {}, {"sigmas": values.get("sigma_schedule", "karras"), "rho": values.get("rho", 7.0)}
+    )
+
+
+_RUNS: dict[str, Callable[[Mapping[str, Any]], _Run]] = {
+    "DDIMScheduler": _by_table("ddim"),
+    "DDIMInverseScheduler": _by_table("ddim-inverse"),
+    "DDPMScheduler": _by_table("ddpm"),
+    "PNDMScheduler": _by_table("pndm", one=False),
+    "EulerDiscreteScheduler": _by_sigma("euler", 1e-4, 0.02),
+    "EulerAncestralDiscreteScheduler": _by_sigma("euler-ancestral", 1e-4, 0.02),
+    "LMSDiscreteScheduler": _by_sigma("lms", 1e-4, 0.02),
+    "HeunDiscreteScheduler": _by_sigma("heun", 0.00085, 0.012),
+    "KDPM2DiscreteScheduler": _by_sigma("dpm2", 0.00085, 0.012, {"karras": "round"}),
+    "KDPM2AncestralDiscreteScheduler": _by_sigma("dpm2-ancestral", 0.00085, 0.012, {"karras": "round"}),
+    "DPMSolverMultistepScheduler": _dpm("dpm"),
+    "DPMSolverSinglestepScheduler": _dpm("dpm-singlestep"),
+    "DEISMultistepScheduler": _deis,
+    "UniPCMultistepScheduler": _unipc,
+    "FlowMatchEulerDiscreteScheduler": _flow("euler"),
+    "FlowMatchHeunDiscreteScheduler": _flow("heun"),
+    "EDMEulerScheduler": _edm,
+}

@@ -1,0 +1,61 @@
+"""Plans from configurations that diffusers writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pygen.diffusion import plan_from_config
+
+from . import peers
+from .test_diffusers_plans import STABLE, compare
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("DDIMScheduler", {}),
+    ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+    ("DDIMInverseScheduler", {"set_alpha_to_one": False, "clip_sample": False}),
+    ("DDPMScheduler", {"variance_type": "fixed_large", "prediction_type": "v_prediction"}),
+    ("DDPMScheduler", {"thresholding": True}),
+    ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", {"interpolation_type": "log_linear", "timestep_spacing": "trailing"}),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("HeunDiscreteScheduler", {"prediction_type": "v_prediction"}),
+    ("LMSDiscreteScheduler", {"use_exponential_sigmas": True}),
+    ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True, "solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+    ("DPMSolverSinglestepScheduler", {"solver_type": "heun"}),
+    ("DEISMultistepScheduler", {"solver_order": 3}),
+    ("UniPCMultistepScheduler", {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+    ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
+    ("EDMEulerScheduler", {}),
+]
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_equal(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    discrete = not name.startswith(("Flow", "EDM"))
+    scheduler = peers.scheduler_class(name)(**options, **(STABLE if discrete else {}))
+    scheduler.save_config(tmp_path)
+    compare(scheduler, plan_from_config(tmp_path, 8), 8)
+    assert len(plan_from_config(tmp_path / "scheduler_config.json", 3)) >= 3
+
+
+def test_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected _class_name as one of .*DDIMScheduler.*, got 'VQDiffusion'"):
+        plan_from_config({"_class_name": "VQDiffusion"}, 5)
+    with pytest.raises(FileNotFoundError, match="expected the configuration of a scheduler"):
+        plan_from_config(tmp_path, 5)
+    (tmp_path / "scheduler_config.json").write_text("{")
+    with pytest.raises(ValueError, match="expected JSON"):
+        plan_from_config(tmp_path, 5)
+    (tmp_path / "scheduler_config.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match="expected a JSON object, got list"):
+        plan_from_config(tmp_path, 5)
