@@ -89,10 +89,8 @@ def distances(
 
 
 def table_of(found: dict[str, list[float]], seconds: dict[str, list[float]], held_out: float) -> Table:
-    table = Table(
-        title=f"Distance to the training digits of {SAMPLES} drawn ones; held-out digits: {held_out:.3f}",
-        title_justify="left",
-    )
+    title = f"Distance to the training digits (held-out ones: {held_out:.3f})"
+    table = Table(title=title, title_justify="left")
     table.add_column("looks of the net")
     for steps in STEPS:
         table.add_column(f"{steps}", justify="right")
