@@ -123,12 +123,12 @@ def _live(steps: Iterable[Step]) -> Iterator[Step]:
 
 @lru_cache(maxsize=64)
 def _tables(plan: Plan, weights: tuple[float, ...]) -> list[tuple[Tensor, int]]:
-    shapes: dict[tuple[int, int, bool], list[Step]] = {}
+    groups: dict[tuple[bool, int, int], list[Step]] = {}
     places = []
     for evaluation in plan.evaluations:
-        own = weights if evaluation.time is not None else ()
-        group = shapes.setdefault((*evaluation.step.shape, bool(own)), [])
-        places.append((group, own, len(group)))
+        kind = evaluation.time is not None, *evaluation.step.shape
+        group = groups.setdefault(kind, [])
+        places.append((kind, len(group)))
         group.append(evaluation.step)
-    made = {id(group): table(group, own) for group, own, _ in places}
-    return [(made[id(group)], row) for group, _, row in places]
+    tables = {kind: table(steps, weights if kind[0] else ()) for kind, steps in groups.items()}
+    return [(tables[kind], row) for kind, row in places]

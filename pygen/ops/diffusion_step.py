@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _ext, backends
-from .._lib import FLOATS, define, layout, names, not_differentiable, refuse_tangents
+from .._lib import FLOATS, define, layout, names, not_differentiable, once_differentiable, refuse_tangents
 from .._options import Options
 from .._seed import Source
 from ..reference.diffusion_step import Each, arithmetic, diffusion_step_backward, result_dtypes, width
@@ -146,10 +146,10 @@ def _fake(*args: Any) -> list[Tensor]:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, outputs, history, table, index, ctx.row, noise, *others, _, _, _, _, options = inputs
     rescale, threshold, log_std, known, known_mask, known_noise = others
-    ctx.options = StepOptions.parse(options)
-    ctx.dtype = arithmetic(x, outputs, ctx.options.dtypes_for(x))
+    ctx.options, parsed = options, StepOptions.parse(options)
+    ctx.dtype = arithmetic(x, outputs, parsed.dtypes_for(x))
     with torch.enable_grad():  # which this function is called without
-        _refuse_gradients(ctx.options.draws, table, rescale, threshold, log_std, known_mask)
+        _refuse_gradients(parsed.draws, table, rescale, threshold, log_std, known_mask)
 
     def wanted(*tensors: Tensor | None) -> bool:
         return any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -180,25 +180,69 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     if ctx.own_noise and given["known_noise"] is None:
         given["known_noise"] = absent
     lists = [absent if t is None else t for t in others[len(_OTHERS) :]]
+    outputs, history = lists[: ctx.outputs], lists[ctx.outputs :]
     need = ctx.needs_input_grad
+    wanted = [need[0], *need[1], *need[2], need[6], *need[9:13]]
+    x = absent if x is None else x
+    found = torch.ops.pygen.diffusion_step_backward(
+        grads, x, outputs, history, table, index, ctx.row, noise, *given.values(), wanted, ctx.options
+    )
+    each = _each([grad if want else None for grad, want in zip(found, wanted, strict=True)], outputs, history)
+    return (
+        each.x, each.outputs, each.history, None, None, None, each.noise, None, None, each.log_std, each.known,
+        each.known_mask, each.known_noise, None, None, None, None, None,
+    )  # fmt: skip
+
+
+def _each(values: Sequence[Any], outputs: Sequence[Tensor], history: Sequence[Tensor]) -> Each:
+    """From what the backward op has as one list."""
+    past = 1 + len(outputs)
+    rest = past + len(history)
+    return Each(values[0], list(values[1:past]), list(values[past:rest]), *values[rest:])
+
+
+def _check_backward(*_: Any) -> None:
+    """Only `_backward` calls the op."""
+
+
+def _default_backward(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    outputs: Sequence[Tensor],
+    history: Sequence[Tensor],
+    table: Tensor,
+    index: Tensor | None,
+    row: int,
+    noise: Tensor | None,
+    *args: Any,
+) -> list[Tensor]:
+    *others, wanted, options = args
     found = diffusion_step_backward(
         grads,
-        absent if x is None else x,
-        lists[: ctx.outputs],
+        x,
+        outputs,
         table,
-        ctx.row if index is None else index,
-        Each(need[0], need[1], need[2], need[6], *need[9:13]),
-        dtype=ctx.dtype,
-        rows=ctx.options.rows,
-        history=lists[ctx.outputs :],
+        row if index is None else index,
+        _each(wanted, outputs, history),
+        dtype=arithmetic(x, outputs, options.dtypes_for(x)),
+        rows=options.rows,
+        history=history,
         noise=noise,
-        **given,
-        copies=ctx.options.copies,
+        **dict(zip(_OTHERS, others, strict=True)),
+        copies=options.copies,
     )
-    return (
-        found.x, found.outputs, found.history, None, None, None, found.noise, None, None, found.log_std, found.known,
-        found.known_mask, found.known_noise, None, None, None, None, None,
-    )  # fmt: skip
+    flat = (found.x, *found.outputs, *found.history, *found[3:])
+    empty = _fake_backward(grads, x, outputs, *args)
+    return [
+        none if not want else none.zero_() if grad is None else grad.contiguous()
+        for grad, want, none in zip(flat, wanted, empty, strict=True)
+    ]
+
+
+def _fake_backward(grads: Sequence[Tensor], x: Tensor, outputs: Sequence[Tensor], *args: Any) -> list[Tensor]:
+    *_, wanted, options = args
+    dtype = arithmetic(x, outputs, options.dtypes_for(x))
+    return [x.new_empty(x.shape if want else (0,), dtype=dtype) for want in wanted]
 
 
 def _refuse_gradients(draws: bool, *tensors: Tensor | None) -> None:
@@ -225,6 +269,18 @@ define(
     cuda="triton",
     options=StepOptions,
     draws=True,
+)
+define(
+    "diffusion_step_backward(Tensor[] grads, Tensor x, Tensor[] outputs, Tensor[] history, Tensor table, "
+    "Tensor? index, SymInt row, Tensor? noise, Tensor? rescale, Tensor? threshold, Tensor? log_std, Tensor? known, "
+    "Tensor? known_mask, Tensor? known_noise, bool[] wanted, str options) -> Tensor[]",
+    family="diffusion_step",
+    default=_default_backward,
+    fake=_fake_backward,
+    backward=once_differentiable("diffusion_step_backward"),
+    check=_check_backward,
+    cuda=None,
+    options=StepOptions,
 )
 
 
@@ -304,10 +360,11 @@ def diffusion_step(
     results are rounded once. A = 1 beside zeros gives x exactly. A coefficient 0 times NaN is NaN. The same bits for
     any number of threads and any cut of the batch.
 
-    Differentiable any number of times with respect to x, outputs, history, noise, log_std, known, known_mask and
-    known_noise; clamps have derivative 1 where they leave x0 alone. Raises NotImplementedError, rather than detach in
-    silence, for table, rescale and threshold that require grad, and, with draws, for log_std and known_mask. Keeps x
-    and the outputs, beside what the gradients asked for are made of.
+    Differentiable once with respect to x, outputs, history, noise, log_std, known, known_mask and known_noise; clamps
+    have derivative 1 where they leave x0 alone. Twice raises NotImplementedError, except under
+    `pygen.backends.use("reference")`, which PyTorch differentiates. Rather than detach in silence it raises that also
+    for table, rescale and threshold that require grad, and, with draws, for log_std and known_mask. Keeps x and the
+    outputs, beside what the gradients asked for are made of.
 
     torch.autocast leaves the op alone. Bytes moved: every tensor given once in, every result once out. Backends: C++
     (AVX-512, AVX2, baseline) on the CPU, Triton on CUDA, else the reference; nothing waits for the device.

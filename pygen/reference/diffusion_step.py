@@ -200,7 +200,7 @@ def diffusion_step_backward(
         x: sum A_k Y_k + p U      G = sum E_k Y_k + q U      output j: w_j r G      history i: sum C_ki Y_k
         noise: sum D_k std Y_k    log_std: slope std z sum D_k Y_k
 
-    A noise that is given, but no known_noise, also has the gradient of known_noise. PyTorch differentiates it further.
+    A noise that is given, but no known_noise, also has the gradient of known_noise.
     """
     given = (history, noise, rescale, threshold, log_std, known, known_mask, known_noise)
     step = _Step(dtype, x, outputs, table, index, rows, *given)

@@ -142,6 +142,14 @@ def test_steps_compute_no_more_than_is_read() -> None:
     assert run.tables() is tables
 
 
+def test_a_long_plan_is_one_table() -> None:
+    run = made("ddpm", steps=1000)
+    tables = run.tables((1.0, 2.0))
+    assert len({id(table) for table, _ in tables}) == 1
+    assert tables[0][0].shape[0] == 1000
+    assert [row for _, row in tables] == list(range(1000))
+
+
 def test_float32_is_near_float64() -> None:
     run = made("dpmpp-3m", steps=20)
     x = first(run)

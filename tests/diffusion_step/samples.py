@@ -16,9 +16,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+import pygen
 from pygen import ops, reference
+from pygen.ops.diffusion_step import StepOptions
 from pygen.ops.random import samples_of
-from pygen.reference.diffusion_step import Columns, width
+from pygen.reference.diffusion_step import Columns, Each, arithmetic, diffusion_step_backward, width
 from pygen.reference.random import random as reference_random
 from tests.harness.calls import random
 from tests.harness.combine import pairwise
@@ -254,7 +256,7 @@ def keeps(s: Sample) -> frozenset[str]:
     return frozenset(kept)
 
 
-register(
+STEP = register(
     OpSpec(
         name="diffusion_step",
         function=on_tensors(ops.diffusion_step),
@@ -268,7 +270,7 @@ register(
             {"x", *OUTPUTS, *HISTORY, "index", "noise", "rescale", "threshold", "log_std", "known", "known_mask",
              "known_noise", "y0", "y1", "y2"}
         ),
-        order=2,
+        order=1,
         dtypes=(F32, F64, BF16, F16, MIXED_BF16),
         samples=samples,
         shapes=shapes,
@@ -278,3 +280,78 @@ register(
         keeps=keeps,
     )
 )  # fmt: skip
+
+
+# --- the backward op --------------------------------------------------------------------------------------------------
+
+GRADS = ("g0", "g1", "g2", "g3")
+GIVEN = ("noise", "rescale", "threshold", "log_std", "known", "known_mask", "known_noise")
+FOUND = ("x", *OUTPUTS, *HISTORY, "noise", "log_std", "known", "known_mask", "known_noise")
+
+
+def backward_samples() -> Iterator[Sample]:
+    """Those that draw no noise and repeat no batch, with gradients of their results."""
+    for s in samples():
+        count = s.options["rows"] + s.options["copies"]
+        if "draws" not in s.options and s.options["copies"] < 2:
+            drawn = [random(f"{s.name} {g}", *s.inputs["x"].shape) for g in GRADS[:count]]
+            grads = dict.fromkeys(GRADS) | dict(zip(GRADS, drawn, strict=False))
+            yield Sample(s.name, {**grads, **s.inputs}, s.options, s.traits)
+
+
+def on_lists(function: Any) -> Any:
+    """With tensors of their own for its lists; of the gradients of what is not there empty ones."""
+
+    @functools.wraps(function)
+    def call(*, x: Tensor, table: Tensor, row: int, rows: int, copies: int, **inputs: Any) -> tuple[Tensor, ...]:
+        grads, outputs, past = ([inputs[k] for k in ks if inputs[k] is not None] for ks in (GRADS, OUTPUTS, HISTORY))
+        given = {k: inputs[k] for k in GIVEN}
+        for k in ("rescale", "threshold"):
+            given[k] = None if given[k] is None else floats(given[k])
+        index = inputs["index"] if inputs["counter"] is None else inputs["counter"]
+        options = StepOptions(rows, copies, dtypes=",".join(str(g.dtype).removeprefix("torch.") for g in grads))
+        found = function(grads, x, outputs, past, floats(table), index, row, *given.values(), options)
+        there = [k for k in FOUND if k in GIVEN or k == "x" or inputs[k] is not None]
+        by_name = dict(zip(there, found, strict=True))
+        return tuple(by_name[k] if k in by_name else torch.empty(0, device=x.device) for k in FOUND)
+
+    return call
+
+
+def gradients(*args: Any) -> list[Tensor]:
+    """The backward op, as the backend in force runs it; all gradients."""
+    *rest, options = args
+    op, wanted = torch.ops.pygen.diffusion_step_backward.default, [True] * (6 + len(args[2]) + len(args[3]))
+    if pygen.backends.forced == "reference":
+        return op._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *rest, wanted, str(options))
+    return op(*rest, wanted, str(options))
+
+
+def reference_gradients(
+    grads: Any, x: Tensor, outputs: Any, past: Any, table: Tensor, index: Any, row: int, *args: Any
+) -> list[Tensor]:
+    """The reference's, zeros for those that do not count."""
+    *given, options = args
+    dtype = arithmetic(x, outputs, options.dtypes_for(x))
+    found = diffusion_step_backward(
+        grads, x, outputs, table, row if index is None else index,
+        Each(True, [True] * len(outputs), [True] * len(past), True, True, True, True, True),
+        dtype=dtype, rows=options.rows, history=past, **dict(zip(GIVEN, given, strict=True)), copies=options.copies,
+    )  # fmt: skip
+    flat = (found.x, *found.outputs, *found.history, *found[3:])
+    return [torch.zeros(x.shape, dtype=dtype, device=x.device) if g is None else g for g in flat]
+
+
+register(
+    OpSpec(
+        name="diffusion_step_backward",
+        function=on_lists(gradients),
+        reference=on_lists(reference_gradients),
+        outputs=tuple(f"grad_{k}" for k in FOUND),
+        roles=STEP.roles | dict.fromkeys(GRADS, "data"),
+        batched=frozenset({*GRADS, *STEP.batched, *(f"grad_{k}" for k in FOUND)} - {"y0", "y1", "y2"}),
+        order=0,
+        samples=backward_samples,
+        public=False,
+    )
+)

@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..._extras import need
 from . import _discrete, _sigmas, _solvers  # noqa: F401 (they register their steps)
 from ._call import STEPS, Call, Unchanged, home_of
 
@@ -87,7 +86,6 @@ def patch() -> Iterator[None]:
 
     Raises ImportError without diffusers.
     """
-    need("pygen.integrations.diffusers.patch", "bench", "diffusers")
     import diffusers
 
     replaced = []
