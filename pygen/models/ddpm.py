@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple, cast
 
@@ -42,6 +42,8 @@ class DDPM(Model):
     weighting: of the loss of each time: constant, min_snr and others; see `diffusion.losses.loss_weights`.
     condition_dropout: how often training hides label and context, for classifier-free guidance (Ho and Salimans 2022,
         2207.12598): one learned vector, a class of its own, stands for what is hidden.
+
+    `schedule` is what `pygen.diffusion.plan` makes plans of.
 
     `forward` is the weighted mean square error (`pygen.ops.diffusion_loss`), no likelihood. `log_prob` is, in
     expectation over its noise, the variational lower bound of the ancestral sampler with all times. It has the net look
@@ -92,20 +94,18 @@ class DDPM(Model):
         )  # fmt: skip
         hidden_by = self.condition.features
         self.nothing = torch.nn.Parameter(torch.zeros(hidden_by)) if hidden_by else None
-        self._numbers(torch.device("cpu"))  # raises for a schedule or a weighting that there is not
-
-    @cached_property
-    def schedule(self) -> Discrete | Flow:
-        """What `pygen.diffusion.plan` makes a plan of."""
-        config = self.config
-        prediction = cast(Literal["epsilon", "sample", "v_prediction", "flow_prediction"], config["prediction"])
-        if config["schedule"] == "flow":
-            return Flow(total=config["times"], prediction=prediction)
+        kind = cast(Literal["epsilon", "sample", "v_prediction", "flow_prediction"], prediction)
         with torch.device("cpu"):  # a checkpoint is built without data
-            return Discrete.of(cast(Betas, config["schedule"]), config["times"], prediction=prediction)
+            self.schedule: Discrete | Flow = Flow(total=times, prediction=kind)
+            if schedule != "flow":
+                self.schedule = Discrete.of(cast(Betas, schedule), times, prediction=kind)
+            self._tables = {torch.device("cpu"): _numbers(self.schedule, weighting)}
 
     def _numbers(self, device: torch.device) -> _Numbers:
-        return _numbers(self.schedule, self.config["weighting"], device)
+        """The schedule's numbers; they are in no checkpoint, and float64 whatever the weights are."""
+        if device not in self._tables:
+            self._tables[device] = _Numbers(*(each.to(device) for each in self._tables[torch.device("cpu")]))
+        return self._tables[device]
 
     # --- the loss and the bound --------------------------------------------------------------------------------------
 
@@ -281,15 +281,14 @@ class _Numbers(NamedTuple):
     gain: Tensor
 
 
-@lru_cache(maxsize=32)
-def _numbers(schedule: Discrete | Flow, weighting: str, device: torch.device) -> _Numbers:
+def _numbers(schedule: Discrete | Flow, weighting: str) -> _Numbers:
     if isinstance(schedule, Flow):
-        times = torch.arange(1, schedule.total + 1, dtype=torch.float64, device="cpu")
+        times = torch.arange(1, schedule.total + 1, dtype=torch.float64)
         sigma = times / schedule.total
         alpha = 1 - sigma
     else:
         alpha, sigma = levels_of(schedule.alphas_cumprod)
-        times = torch.arange(len(alpha), dtype=torch.float64, device="cpu")
+        times = torch.arange(len(alpha), dtype=torch.float64)
     path = torch.stack([alpha, sigma], 1)
     loss = loss_table(alpha, sigma, TARGETS[schedule.prediction], weighting)
     data = [predicted(schedule.prediction, Level(*row)).data for row in path.tolist()]
@@ -297,8 +296,7 @@ def _numbers(schedule: Discrete | Flow, weighting: str, device: torch.device) ->
     whole = torch.log1p(snr[0]) - torch.log1p(snr[-1])
     chances = (torch.log1p(snr[0]) - torch.log1p(snr)) / whole
     gain = torch.cat([torch.zeros_like(snr[:1]), 0.5 * (snr[:-1] - snr[1:]) / chances.diff()])
-    every = (times, path, loss, torch.tensor(data, dtype=torch.float64, device="cpu"), chances, gain)
-    return _Numbers(*(each.to(device) for each in every))
+    return _Numbers(times, path, loss, torch.tensor(data, dtype=torch.float64), chances, gain)
 
 
 def _spread(u: Tensor, n: int) -> Tensor:
