@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from . import files
 from .data.dataset import full_range
 
+_HELD_OUT = "held-out data, averaged weights"
 _INK, _FAINT, _MARK, _PAPER = "#222222", "#5c5c5c", "#d1495b", "#ececec"
 
 
@@ -69,32 +70,43 @@ def curve(
     steps: Sequence[int],
     training: Sequence[float],
     held_out: Sequence[tuple[int, float]],
+    one_unit: bool = True,
 ) -> None:
-    """Bits per dimension over steps: of the batches, faint and smoothed, and of the average's held-out data."""
+    """What is minimised over steps, of the batches, faint and smoothed; and the average's bits/dim of held-out data.
+
+    one_unit: what is minimised are bits/dim too; otherwise it has an axis of its own, on the left.
+    """
     figure = Figure(figsize=(8, 4.5), facecolor=_PAPER, layout="constrained")
     ax = figure.add_subplot(facecolor=_PAPER)
     ax.plot(steps, training, color=_FAINT, alpha=0.35, linewidth=1)
     ax.plot(steps, _smooth(training), color=_FAINT, linewidth=2, label="training batches, smoothed")
+    ax.grid(color="white", linewidth=1.2)
+    axes = [ax]
+    if not one_unit and held_out:
+        axes.append(ax.twinx())
+        axes[1].set_ylabel("bits/dim", color=_MARK)
     if held_out:
-        ax.plot(*zip(*held_out, strict=True), "o-", color=_MARK, linewidth=2, label="held-out data, averaged weights")
-        ax.annotate(
+        axes[-1].plot(*zip(*held_out, strict=True), "o-", color=_MARK, linewidth=2, label=_HELD_OUT)
+        axes[-1].annotate(
             f"{held_out[-1][1]:.3f}", held_out[-1], xytext=(-4, 10), textcoords="offset points", ha="right",
             color=_MARK, fontsize=12, weight="bold",
         )  # fmt: skip
     # The first steps are far off: the scale is that of what follows, down to the lowest value.
-    rest = [value for value in (*training[len(training) // 10 :], *(b for _, b in held_out)) if math.isfinite(value)]
-    if rest:
-        low, high = min(rest), max(rest)
-        ax.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
+    late, bits = training[len(training) // 10 :], [b for _, b in held_out]
+    for each, values in zip(axes, [[*late, *bits]] if len(axes) == 1 else [late, bits], strict=True):
+        rest = [value for value in values if math.isfinite(value)]
+        if rest:
+            low, high = min(rest), max(rest)
+            each.set_ylim(low - 0.08 * (high - low or 1), high + 0.08 * (high - low or 1))
+        each.set_axisbelow(True)
+        each.tick_params(length=0, labelcolor=_INK)
+        for side in each.spines.values():
+            side.set_visible(False)
     ax.set_title(title, loc="left", fontsize=15, color=_INK, weight="bold")
     ax.set_xlabel("step", color=_INK)
-    ax.set_ylabel("bits/dim", color=_INK)
-    ax.grid(color="white", linewidth=1.2)
-    ax.set_axisbelow(True)
-    ax.tick_params(length=0, labelcolor=_INK)
-    for side in ax.spines.values():
-        side.set_visible(False)
-    ax.legend(frameon=False, labelcolor=_INK, loc="upper right")
+    ax.set_ylabel("bits/dim" if one_unit else "loss", color=_INK)
+    lines = [line for each in axes for line in each.get_legend_handles_labels()[0]]
+    axes[-1].legend(handles=lines, frameon=False, labelcolor=_INK, loc="upper right")
     _save(figure, path)
 
 
@@ -127,17 +139,20 @@ def image_grid(
     rows: Sequence[str],
     columns: Sequence[str] | None = None,
     real: Sequence[int] = (),
+    apart: int | None = None,
     cell: float = 0.56,
 ) -> None:
     """Draws grey images [rows, columns, H, W] of levels 0 .. levels - 1, enlarged without smoothing.
 
-    rows, columns: their labels. real: columns that hold data, which are framed and set apart. cell: inches of an image.
+    rows, columns: their labels. real: columns that hold data, which are framed and set apart. apart: so many columns
+    are a group, and groups are set apart. cell: inches of an image.
     """
     pixels = images.numpy()
     n_rows, n_columns = pixels.shape[:2]
     gap, left = 0.16, [0.0]
     for column in range(1, n_columns):
-        left.append(left[-1] + 1 + gap + 0.3 * ((column in real) != (column - 1 in real)))
+        ends = (column in real) != (column - 1 in real) or (apart is not None and column % apart == 0)
+        left.append(left[-1] + 1 + gap + 0.3 * ends)
     width, height = left[-1] + 1, n_rows * (1 + gap) - gap
     side = max(0.6, 0.2 + 0.11 * max(map(len, rows)))  # room for the labels
     figure, ax = _canvas(width, height, title, note, head=1.4 if columns else 1.1, cell=cell, side=side)
@@ -169,6 +184,48 @@ def _canvas(
     ax = figure.add_axes((side / across, 0.3 / down, width * cell / across, height * cell / down))
     ax.set_frame_on(False)
     return figure, ax
+
+
+def lines(
+    path: Path,
+    rows: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    across: str,
+    up: str,
+    level: tuple[str, float],
+    title: str,
+    note: str,
+) -> None:
+    """Draws named rows of points as lines, on logarithmic axes, and a level to compare them with."""
+    figure = Figure(figsize=(9.2, 5.4), facecolor=_PAPER)
+    figure.text(0.1, 0.94, title, fontsize=17, color=_INK, va="center", weight="bold")
+    figure.text(0.1, 0.88, note, fontsize=12, color=_FAINT, va="center")
+    ax = figure.add_axes((0.1, 0.13, 0.7, 0.7), facecolor=_PAPER)
+    ends = []
+    for (name, points), colour in zip(rows.items(), (_FAINT, "#00798c", _MARK), strict=True):
+        ax.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2)
+        ends.append((points[-1][1], name, colour))
+    ax.axhline(level[1], color=_INK, linewidth=1.2, linestyle=":")
+    ends.append((level[1], level[0], _INK))
+    ax.set(xscale="log", yscale="log")
+    marks = sorted({x for points in rows.values() for x, _ in points})
+    ax.set_xticks(marks, [f"{x:g}" for x in marks])
+    ax.minorticks_off()
+    low, high = ax.get_ylim()
+    heights = [h for h in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50, 100) if low <= h <= high]
+    ax.set_yticks(heights, [f"{h:g}" for h in heights])
+    place = 0.0  # names stand one above the other where their lines end together
+    for value, name, colour in sorted(ends):
+        place = max(place + 0.05, math.log(value / low) / math.log(high / low))
+        ax.text(1.02, place, name, transform=ax.transAxes, color=colour, fontsize=12, va="center")
+    ax.set_xlabel(across, color=_INK, fontsize=12)
+    ax.set_ylabel(up, color=_INK, fontsize=12)
+    ax.grid(color="white", linewidth=1.2)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=0, labelcolor=_INK)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    _save(figure, path)
 
 
 def densities(

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from . import ranks
 from .data import Dataset
-from .models import Autoregressive, Flow, Model
+from .models import DDPM, Autoregressive, Flow, Model
 
 
 def in_batches(
@@ -27,7 +27,7 @@ def in_batches(
     for first in range(ranks.rank() * size, n, ranks.world() * size):
         count = min(ranks.world() * size, n - first)
         told = _Told(count, advance)
-        options = {"progress": told} if isinstance(model, Autoregressive) else {}
+        options = {"progress": told} if isinstance(model, Autoregressive | DDPM) else {}
         parts.append(draw(first, min(size, n - first), **options).cpu())
         told(1, 1)
     if ranks.world() == 1:

@@ -28,6 +28,7 @@ Examples:
   pygen sample run -n 50000 --seed 1 --out samples.npz
   pygen sample run -n 16 --class 3 --temperature 0.8 --out threes.png
   pygen sample run -n 16 --top-p 0.95 --out likely.png
+  pygen sample run -n 64 --sampler dpmpp-2m --steps 20 --guidance 3 --out samples.png
   pygen sample run -n 64 --complete images.npz --known mask.png --out completed.png
   torchrun --nproc-per-node 2 -m pygen sample run -n 50000 --out samples.npz"""
 )
@@ -37,6 +38,9 @@ Examples:
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Below 1: likelier, less varied.")
 @click.option("--top-k", type=click.IntRange(0), metavar="K", help="Draw from the K likeliest levels only.")
 @click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest levels that make up P only.")
+@click.option("--sampler", metavar="NAME", help="Of diffusion models: ddim, heun, ...  [default: dpmpp-2m]")
+@click.option("--steps", type=click.IntRange(1), help="Of that sampler.  [default: 20]")
+@click.option("--guidance", type=float, metavar="S", help="Above 1: more like its label, less varied.  [default: 1]")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed: the same samples.")
 @click.option("--complete", "images", metavar="SPEC", help="Data to complete, as for pygen train; the first ones.")
 @click.option("--load", "loading", multiple=True, metavar="NAME=VALUE", help="An option of that data; repeatable.")
@@ -50,6 +54,9 @@ def sample(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    sampler: str | None,
+    steps: int | None,
+    guidance: float | None,
     seed: int,
     images: str | None,
     loading: tuple[str, ...],
@@ -87,6 +94,13 @@ def sample(
             filters = {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None}
             if filters and not isinstance(model, models.Autoregressive):
                 raise ValueError("expected no --top-k and --top-p: the model draws no levels")
+            diffusion: dict[str, Any] = {
+                name: value
+                for name, value in (("sampler", sampler), ("steps", steps), ("guidance", guidance))
+                if value is not None
+            }
+            if diffusion and not isinstance(model, models.DDPM):
+                raise ValueError(f"expected no --{next(iter(diffusion))}: the model is no diffusion model")
             if (images is None) != (known is None):
                 raise ValueError("expected --complete and --known together: images, and what is known of them")
             if loading and images is None:
@@ -101,7 +115,7 @@ def sample(
             labels = None if y is None else y[first : first + number]
             options |= {"generator": seed, "first_sample": first, "temperature": temperature, **filters}
             if given is None:
-                return model.sample(number, labels, **options)
+                return model.sample(number, labels, **options, **diffusion)
             data, mask = given
             (x, *_) = data.batch(torch.arange(first, first + number) % len(data))
             return model.complete(x.to(mask.device), mask, labels, **options)

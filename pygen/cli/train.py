@@ -24,6 +24,7 @@ Examples:
   pygen train realnvp --data digits --out run --resume      after Ctrl-C, a crash or a kill
   pygen train realnvp --data photos/ --load size=32 --out run --set hidden=96 --set scales=3
   pygen train gated-pixelcnn --data digits --out run --set layers=4 --set dilations=1,2
+  pygen train ddpm --data digits --out run --set prediction=v_prediction --set weighting=min_snr
   pygen train realnvp-flat --data moons --out run --schedule constant --lr 1e-3
   torchrun --nproc-per-node 2 -m pygen train realnvp --data digits --out run"""
 )
@@ -61,7 +62,7 @@ def train(
     device: str | None,
     **options: float | str | None,
 ) -> None:
-    """Train MODEL and save it: realnvp, pixelcnn, gated-pixelcnn or pixelcnn++ of images, realnvp-flat of vectors.
+    """Train MODEL and save it: realnvp, pixelcnn, gated-pixelcnn, pixelcnn++, ddpm of images, realnvp-flat of vectors.
 
     DIR gets the model (config.json, weights-*.safetensors: for pygen sample and pygen.models.load), metrics.jsonl,
     curve.png, samples/, and training.safetensors, with which --resume goes on after any interruption.

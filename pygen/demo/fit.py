@@ -17,5 +17,5 @@ def fit(model: M, data: Dataset, options: Options, console: Console, title: str)
     with Progress(console, title, options.steps, "steps") as progress:
         for _ in range(options.steps):
             losses.append(trainer.advance().item())
-            progress.advance(1, loss_text(losses[-20:]))
+            progress.advance(1, loss_text(losses[-20:], model.NATS))
     return trainer.averaged, losses

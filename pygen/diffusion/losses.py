@@ -45,13 +45,13 @@ def target_coefficients(alpha: Tensor, sigma: Tensor, target: str, sigma_data: f
 
 def _shares(alpha: Tensor, sigma: Tensor, target: str, sigma_data: float) -> tuple[Tensor, Tensor]:
     """Weights of the target for which its loss is that of x0 times SNR, and times 1."""
-    signal, noise = alpha.square(), sigma.square()
+    signal, noise, whole = alpha.square(), sigma.square(), (alpha + sigma).square()
     one = torch.ones_like(alpha)
     table: dict[str, tuple[Tensor, Tensor]] = {
         "eps": (one, noise / signal),
         "x0": (signal / noise, one),
         "v": (signal / (signal + noise), noise / (signal + noise)),
-        "flow": (signal, noise),
+        "flow": (signal / whole, noise / whole),
         "edm": (sigma_data**2 / (noise + sigma_data**2), noise * sigma_data**2 / (noise + sigma_data**2)),
     }
     return table[target]

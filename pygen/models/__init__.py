@@ -9,6 +9,7 @@ import torch
 from . import checkpoint
 from .autoregressive import Autoregressive
 from .bayes import classify, outlier_score
+from .ddpm import DDPM
 from .flow import Flow
 from .model import Model
 from .pixelcnn import GatedPixelCNN, PixelCNN
@@ -22,6 +23,7 @@ MODELS: dict[str, type[Model]] = {
     "pixelcnn": PixelCNN,
     "gated-pixelcnn": GatedPixelCNN,
     "pixelcnn++": PixelCNNPlusPlus,
+    "ddpm": DDPM,
 }
 
 
@@ -31,6 +33,7 @@ def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") 
 
 
 __all__ = [
+    "DDPM",
     "MODELS",
     "Autoregressive",
     "Flow",

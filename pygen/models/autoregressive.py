@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._lib import INTEGERS
 from ..nn import CausalHead, Compiled, MixtureHead, ProgramBuilder
 from ..nn._arguments import check_integer
 from ..random import Source
@@ -64,13 +63,7 @@ class Autoregressive(Model):
         return self.head.compiled(builder, self._stages(builder))
 
     def _prepare(self, x: Tensor, generator: Source) -> Tensor:
-        self._check_shape("x", x, self.shape)
-        if x.dtype not in INTEGERS:
-            raise TypeError(f"expected x as integer levels 0 .. {self.levels - 1}, got {x.dtype}")
-        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
-            low, high = (int(v) for v in x.aminmax())
-            if low < 0 or high >= self.levels:
-                raise ValueError(f"expected levels in [0, {self.levels}), got {low if low < 0 else high}")
+        self._check_levels(x, self.levels)
         return x
 
     def _scaled(self, x: Tensor) -> Tensor:

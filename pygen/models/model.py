@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import random
+from .._lib import INTEGERS
 from ..nn import Condition
 from ..nn._arguments import check_integer
 from ..random import Source
@@ -35,12 +36,14 @@ class Model(nn.Module):
     num_classes: labels are 0 .. num_classes - 1; None for a model without labels.
     context_features: width of the context [B, context_features]; 0 for a model without one.
     context_area: (H, W) if the context is a map [B, context_features, H, W].
+    NATS: whether the training loss is in nats per dimension.
     PICTURES: samples that training draws at a checkpoint, by default.
     CHUNK: nets are run on so many samples at once. It is part of what a seed means: they round differently in batches
         of different sizes.
     BATCH: samples that are best drawn in one call, a multiple of CHUNK; None: CHUNK.
     """
 
+    NATS: ClassVar[bool] = True
     PICTURES: ClassVar[int] = 64
     CHUNK: ClassVar[int] = 64
     BATCH: ClassVar[int | None] = None
@@ -67,11 +70,11 @@ class Model(nn.Module):
     def num_classes(self) -> int | None:
         return self.condition.num_classes
 
-    def _prepare(self, x: Tensor, generator: Source) -> Tensor:
+    def _prepare(self, x: Tensor, generator: Source) -> Any:
         """Checks a batch and turns it into what `_log_density` takes; draws the noise, if any."""
         raise NotImplementedError
 
-    def _log_density(self, v: Tensor, condition: Tensor | None) -> Tensor:
+    def _log_density(self, v: Any, condition: Tensor | None) -> Tensor:
         """log p(v | condition), [B] nats."""
         raise NotImplementedError
 
@@ -275,6 +278,16 @@ class Model(nn.Module):
         if x.shape[1:] != shape or x.dim() != len(shape) + 1:
             expected = ", ".join(map(str, ("B", *shape)))
             raise ValueError(f"expected {name} of shape [{expected}], got {list(x.shape)}")
+
+    def _check_levels(self, x: Tensor, levels: int) -> None:
+        """Raises unless x is a batch of integer levels."""
+        self._check_shape("x", x, self.shape)
+        if x.dtype not in INTEGERS:
+            raise TypeError(f"expected x as integer levels 0 .. {levels - 1}, got {x.dtype}")
+        if x.device.type == "cpu" and x.numel() and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in x.aminmax())
+            if low < 0 or high >= levels:
+                raise ValueError(f"expected levels in [0, {levels}), got {low if low < 0 else high}")
 
     def _given(self, batch: int, y: Tensor | None, context: Tensor | None) -> Tensor | None:
         """The condition [B, F], or [B, F, H, W], in the model's dtype, or None."""

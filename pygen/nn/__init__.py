@@ -14,6 +14,7 @@ from .nets import ResidualNet
 from .normalize import denormalize, normalize
 from .program import Channels, Compiled, ProgramBuilder
 from .squeeze import Squeeze
+from .unet import UNet
 
 __all__ = [
     "AffineCoupling",
@@ -29,6 +30,7 @@ __all__ = [
     "ProgramBuilder",
     "ResidualNet",
     "Squeeze",
+    "UNet",
     "denormalize",
     "dequantize",
     "initializing",

@@ -98,7 +98,7 @@ class Run:
                 stop = bool(signals) and ranks.world() == 1
                 if due or stop or trainer.step % interval == 0:
                     stop = self._report(bool(signals))
-                    figure = loss_text([row["loss"] for row in self.rows[-20:] if "loss" in row])
+                    figure = loss_text([row["loss"] for row in self.rows[-20:] if "loss" in row], trainer.model.NATS)
                 progress.advance(1, figure)
                 if due:
                     progress.say(self._evaluate())
@@ -121,7 +121,8 @@ class Run:
                 "learning rate (--lr) or a longer warm-up (--warmup) may help"
             )
         rate = self.trainer.options.rate(step - 1)
-        self._add({"step": step, "loss": loss, "bits_per_dim": loss / math.log(2), "lr": rate})
+        bits = {"bits_per_dim": loss / math.log(2)} if self.trainer.model.NATS else {}
+        self._add({"step": step, "loss": loss, **bits, "lr": rate})
         return bool(asked > 0)
 
     def _add(self, row: dict[str, Any]) -> None:
@@ -143,9 +144,10 @@ class Run:
             self._draw_samples()
         if ranks.rank() == 0:
             losses = [row for row in self.rows if "loss" in row]
+            unit = "bits_per_dim" if trainer.model.NATS else "loss"
             figures.curve(
                 self.folder.curve, title=self.title, steps=[row["step"] for row in losses],
-                training=[row["bits_per_dim"] for row in losses], held_out=self._held_out_so_far(),
+                training=[row[unit] for row in losses], held_out=self._held_out_so_far(), one_unit=trainer.model.NATS,
             )  # fmt: skip
         return text
 
@@ -192,10 +194,10 @@ class Run:
         self.trainer.averaged.save(self.folder.path, training=facts)
 
 
-def loss_text(recent: Sequence[float]) -> str:
-    """What a progress bar says of the last losses, in nats per dimension."""
+def loss_text(recent: Sequence[float], nats: bool) -> str:
+    """What a progress bar says of the last losses; nats: they are in nats per dimension."""
     loss = math.fsum(recent) / len(recent)
-    return f"loss {loss:.3f}  {loss / math.log(2):.3f} bits/dim"
+    return f"loss {loss:.3f}" + (f"  {loss / math.log(2):.3f} bits/dim" if nats else "")
 
 
 @torch.no_grad()

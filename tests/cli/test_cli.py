@@ -181,10 +181,26 @@ def test_demo_of_the_frechet_distance(tmp_path: Path, monkeypatch: pytest.Monkey
     assert after < before
 
 
+@pytest.mark.usefixtures("demo")
+def test_demo_of_diffusion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pygen.metrics.classifier.STEPS", 30)
+    monkeypatch.setattr("pygen.demo.ddpm.STEPS", (2, 4))
+    monkeypatch.setattr("pygen.demo.ddpm.SAMPLES", 64)
+    result = invoke("demo", "ddpm", "--steps", "2", "--out", str(tmp_path), "--no-bench")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ddpm_distance.png", "ddpm_samples.png"]
+    rows = [line.strip("│ ").split("│") for line in result.output.splitlines() if line.startswith("│")]
+    assert [name.strip() for name, *_ in rows] == [
+        "ddpm, ancestral", "ddim, first order", "dpmpp-2m, second order",
+        "ddpm, seconds", "ddim, seconds", "dpmpp-2m, seconds",
+    ]  # fmt: skip
+    assert all(float(value) > 0 for _, *values in rows for value in values)
+
+
 def test_demo_refuses(tmp_path: Path) -> None:
     result = invoke("demo", "glow")
     assert result.exit_code == 2
-    assert "expected realnvp, frechet, pixelcnn, got glow" in result.output
+    assert "expected realnvp, frechet, pixelcnn, ddpm, got glow" in result.output
     (tmp_path / "file").touch()
     assert invoke("demo", "--out", str(tmp_path / "file")).exit_code == 2
     assert invoke("demo", "--steps", "0").exit_code == 2
@@ -213,6 +229,7 @@ def test_demo_ends_with_the_quick_benchmark(tmp_path: Path, monkeypatch: pytest.
     module.bench = bench
     monkeypatch.setitem(sys.modules, "stand_in", module)
     monkeypatch.setitem(cli._COMMANDS, "bench", "stand_in")
+    monkeypatch.setattr("pygen.demo.ddpm.STEPS", (2,))
     result = invoke("demo", "--steps", "1", "--out", str(tmp_path))
     assert result.output.rstrip().endswith("'logistic_mixture'), quick=True")
     assert result.exit_code == 3
