@@ -21,6 +21,8 @@ OPS = (
     "pixelcnn",
     "causal_sampler",
     "diffusion_step",
+    "sample_stats",
+    "diffusion_loss",
 )
 
 MODES = ("fwd", "bwd", "full", "call")

@@ -12,29 +12,12 @@ import triton.language as tl
 from .._lib import layout
 from ..reference.diffusion_step import Columns, arithmetic
 from . import _math as pm
+from ._diffusion import coefficient, load
 from .random import _ceil, _place, _values, _words, launch_random
 
 BLOCK = 1024
 COUNTERS = 256  # to a program that draws
 REACH = 2**31 - BLOCK  # of 32-bit offsets: leaves room for the lanes past the last element
-
-
-@triton.jit
-def _coefficient(values, table, row, there, N: tl.constexpr, ACC: tl.constexpr):
-    """Column N: of the values, float32, which the host has read, or of a row of the table; NaN if that is not there."""
-    if table is None:
-        return values[N]
-    else:
-        return tl.where(there, tl.load(table + row + N).to(ACC), float("nan"))
-
-
-@triton.jit
-def _load(tensor, at, inside, ACC: tl.constexpr):
-    v = tl.load(tensor + at, inside, 0).to(ACC)
-    if tensor.dtype.element_ty == tl.uint8:
-        return pm.div(v - 127.5, tl.full(v.shape, 127.5, ACC))
-    else:
-        return v
 
 
 @triton.jit(do_not_specialize=["row", "table_rows", "seed_low", "seed_high", "first_sample", "step"])
@@ -69,47 +52,47 @@ def _step(
     inside = e < run
     at = which.to(OFFSET) * run + e
     if noise is not None:
-        z = _load(noise, at, inside, ACC)
+        z = load(noise, at, inside, ACC)
 
-    v = _load(x, at, inside, ACC)
+    v = load(x, at, inside, ACC)
     g = tl.zeros(e.shape, ACC)
     for j in tl.static_range(J):
-        g += _coefficient(values, table, at_row, there, j, ACC) * _load(outputs[j], at, inside, ACC)
+        g += coefficient(values, table, at_row, there, j, ACC) * load(outputs[j], at, inside, ACC)
     if rescale is not None:
         g *= tl.load(rescale + which // sample_runs).to(ACC)
-    x0 = _coefficient(values, table, at_row, there, P, ACC) * v
-    x0 += _coefficient(values, table, at_row, there, P + 1, ACC) * g
-    x0 = pm.clamp(x0, _coefficient(values, table, at_row, there, P + 2, ACC))
+    x0 = coefficient(values, table, at_row, there, P, ACC) * v
+    x0 += coefficient(values, table, at_row, there, P + 1, ACC) * g
+    x0 = pm.clamp(x0, coefficient(values, table, at_row, there, P + 2, ACC))
     if threshold is not None:
         s = tl.load(threshold + which // sample_runs).to(ACC)
         x0 = pm.div(pm.clamp(x0, s), tl.zeros(e.shape, ACC) + s)
 
     if known is not None:
-        kept = _coefficient(values, table, at_row, there, P + 3, ACC) * _load(known, at, inside, ACC)
-        weight = _coefficient(values, table, at_row, there, P + 4, ACC)
+        kept = coefficient(values, table, at_row, there, P + 3, ACC) * load(known, at, inside, ACC)
+        weight = coefficient(values, table, at_row, there, P + 4, ACC)
         if known_noise is not None:
-            kept += weight * _load(known_noise, at, inside, ACC)
+            kept += weight * load(known_noise, at, inside, ACC)
         elif DRAWS or noise is not None:
             kept += weight * z
     if (DRAWS or noise is not None) and log_std is not None:
-        slope = _coefficient(values, table, at_row, there, P + 7, ACC)
-        z *= pm.exp(_coefficient(values, table, at_row, there, P + 6, ACC) + slope * _load(log_std, at, inside, ACC))
+        slope = coefficient(values, table, at_row, there, P + 7, ACC)
+        z *= pm.exp(coefficient(values, table, at_row, there, P + 6, ACC) + slope * load(log_std, at, inside, ACC))
 
     for k in tl.static_range(K):
-        y = _coefficient(values, table, at_row, there, P + 8 + k * (4 + H), ACC) * v
-        y += _coefficient(values, table, at_row, there, P + 9 + k * (4 + H), ACC) * g
-        y += _coefficient(values, table, at_row, there, P + 10 + k * (4 + H), ACC) * x0
+        y = coefficient(values, table, at_row, there, P + 8 + k * (4 + H), ACC) * v
+        y += coefficient(values, table, at_row, there, P + 9 + k * (4 + H), ACC) * g
+        y += coefficient(values, table, at_row, there, P + 10 + k * (4 + H), ACC) * x0
         if DRAWS or noise is not None:
-            y += _coefficient(values, table, at_row, there, P + 11 + k * (4 + H), ACC) * z
+            y += coefficient(values, table, at_row, there, P + 11 + k * (4 + H), ACC) * z
         for i in tl.static_range(H):
-            c_i = _coefficient(values, table, at_row, there, P + 12 + k * (4 + H) + i, ACC)
-            y += c_i * _load(past[i], at, inside, ACC)
+            c_i = coefficient(values, table, at_row, there, P + 12 + k * (4 + H) + i, ACC)
+            y += c_i * load(past[i], at, inside, ACC)
         if k == 0 and known is not None:
-            m = _load(mask, at, inside, ACC)
+            m = load(mask, at, inside, ACC)
             y = (1.0 - m) * y + m * kept
         tl.store(results[k] + at, y.to(results[k].dtype.element_ty), inside)
         if k == 0 and COPIES > 0:
-            u = (_coefficient(values, table, at_row, there, P + 5, ACC) * y).to(following.dtype.element_ty)
+            u = (coefficient(values, table, at_row, there, P + 5, ACC) * y).to(following.dtype.element_ty)
             for copy in tl.static_range(COPIES):
                 tl.store(following + (at + copy * numel), u, inside)
 

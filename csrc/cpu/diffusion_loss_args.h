@@ -9,11 +9,6 @@ namespace pygen {
 
 constexpr int64_t kLossTask = 16384;  // elements
 
-struct Written {  // a dense tensor
-  void* data;     // null: there is none
-  FloatType type;
-};
-
 // How elements are cut. Those that share a row of the table are a run: a sample or a token.
 struct LossPlan {
   int64_t size, chunks;  // elements of a sample, and the tasks that they make

@@ -12,6 +12,7 @@
 #include "options.h"
 #include "place.h"
 #include "table.h"
+#include "table_rows.h"
 
 namespace pygen {
 namespace {
@@ -64,14 +65,13 @@ class Step {
     return !t || (t->is_cpu() && float_type(t->scalar_type()) && t->dim() == 1 && t->size(0) == x_.size(0));
   }
 
-  StepInput input(const Tensor& t) {
+  Stored input(const Tensor& t) {
     const Tensor* dense = &t;
     if (!t.is_contiguous(format_)) dense = &owned_.emplace_back(t.contiguous(format_));
     bytes += int64_t(t.nbytes());
-    const auto type = float_type(t.scalar_type());
-    return {dense->const_data_ptr(), type ? Storage(*type) : Storage::kU8};
+    return stored(*dense);
   }
-  StepInput input(const OptionalTensor& t) { return t ? input(*t) : StepInput{}; }
+  Stored input(const OptionalTensor& t) { return t ? input(*t) : Stored{}; }
 
   template <class T>
   const T* numbers(const Tensor& t, at::ScalarType type) {
@@ -79,7 +79,7 @@ class Step {
     return owned_.emplace_back(t.to(type).contiguous()).template const_data_ptr<T>();
   }
 
-  StepResult result(at::ScalarType type, int64_t copies = 1) {
+  Written result(at::ScalarType type, int64_t copies = 1) {
     c10::SmallVector<int64_t, 6> sizes(x_.sizes().begin(), x_.sizes().end());
     sizes[0] *= copies;
     const Tensor& t = results.emplace_back(empty(sizes, type, format_));
@@ -108,7 +108,6 @@ std::vector<Tensor> diffusion_step(const Tensor& x, TensorList outputs, TensorLi
                   threshold, log_std, known, known_mask, known_noise, ids, seed, first_sample, step, options);
   };
   const auto& o = parse_options<StepOptions>(options);
-  const bool whole = !index || index->dim() == 0;  // one row of the table for all
   const auto wanted = layout(x);
   // tokens lie together, and elements in the order of the stream, in contiguous memory alone
   const auto format = o.draws || (index && index->dim() > 1) ? at::MemoryFormat::Contiguous : wanted;
@@ -131,28 +130,11 @@ std::vector<Tensor> diffusion_step(const Tensor& x, TensorList outputs, TensorLi
   a.results = int(o.rows), a.copies = int(o.copies);
   a.columns = a.outputs + 8 + a.results * (4 + a.history);
   a.wide = table.scalar_type() == at::kDouble;
-  if (!table.is_cpu() || !(a.wide || table.scalar_type() == at::kFloat) || table.dim() != 2 || table.size(0) < 1 ||
-      table.size(1) != a.columns) {
-    return refused();
-  }
-  a.row = row;
-  int64_t runs = whole && !(rescale || threshold) ? 1 : x.size(0);
-  if (index) {
-    if (!index->is_cpu() || index->scalar_type() != at::kLong || index->dim() > std::min<int64_t>(2, x.dim()) ||
-        index->sizes() != x.sizes().slice(0, size_t(index->dim()))) {
-      return refused();
-    }
-    const int64_t* rows = s.numbers<int64_t>(*index, at::kLong);
-    const auto there = [&](int64_t r) { return 0 <= r && r < table.size(0); };
-    if (!std::all_of(rows, rows + index->numel(), there)) return refused();
-    if (whole) {
-      a.row = *rows;
-    } else {
-      a.index = rows;
-      runs = index->numel();
-    }
-  }
-  if (a.row < 0 || a.row >= table.size(0)) return refused();
+  const TableRows rows(x, table, index, row, a.columns);
+  if (!rows.ok || table.size(1) != a.columns) return refused();
+  const bool whole = rows.whole();
+  a.row = whole ? rows.at(0) : 0, a.index = rows.indices();
+  const int64_t runs = !whole ? rows.count : rescale || threshold ? x.size(0) : 1;
   a.elements = x.numel();
   a.run = std::max<int64_t>(1, a.elements / std::max<int64_t>(1, runs));
   a.sample_runs = std::max<int64_t>(1, runs / std::max<int64_t>(1, x.size(0)));

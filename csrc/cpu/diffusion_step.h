@@ -6,8 +6,8 @@
 #include <limits>
 
 #include "diffusion_step_args.h"
+#include "stored_blocks.h"
 #include "stream.h"
-#include "vmath.h"
 
 namespace pygen {
 inline namespace CPU_CAPABILITY {
@@ -22,22 +22,6 @@ constexpr int kStepVectors = 2;
 #endif
 
 // --- vectors of any storage type -------------------------------------------------------------------------------------
-
-template <class F>
-PYGEN_INLINE void with_storage(Storage type, const F& f) {
-  switch (type) {
-    case Storage::kF32:
-      return f(float{});
-    case Storage::kF64:
-      return f(double{});
-    case Storage::kBF16:
-      return f(c10::BFloat16{});
-    case Storage::kF16:
-      return f(c10::Half{});
-    case Storage::kU8:
-      return f(uint8_t{});
-  }
-}
 
 // N vectors of n elements; with 0 beyond n
 template <int N, class T, class S>
@@ -68,7 +52,7 @@ PYGEN_INLINE void load_vectors(Vec<T>* v, const S* p, int64_t n) {
 }
 
 template <int N, class T>
-PYGEN_INLINE void load_vectors(Vec<T>* v, const StepInput& from, int64_t at, int64_t n) {
+PYGEN_INLINE void load_vectors(Vec<T>* v, const Stored& from, int64_t at, int64_t n) {
   with_storage(from.type, [&](auto s) __attribute__((always_inline)) {
     load_vectors<N>(v, static_cast<const decltype(s)*>(from.data) + at, n);
   });
@@ -101,7 +85,7 @@ PYGEN_INLINE void store_vectors(S* p, const Vec<T>* v, int64_t n, bool stream) {
 }
 
 template <int N, class T>
-PYGEN_INLINE void store_vectors(const StepResult& to, int64_t at, const Vec<T>* v, int64_t n, bool stream) {
+PYGEN_INLINE void store_vectors(const Written& to, int64_t at, const Vec<T>* v, int64_t n, bool stream) {
   with_storage(Storage(to.type), [&](auto s) __attribute__((always_inline)) {
     using S = decltype(s);
     if constexpr (!std::is_same_v<S, uint8_t>) store_vectors<N>(static_cast<S*>(to.data) + at, v, n, stream);
@@ -157,7 +141,7 @@ PYGEN_INLINE void each_vector(Vec<T>* v, const F& f) {
 // n elements from i on, at most N vectors. noise: element 0 of it is element `first`. kPlain: no noise, nothing known;
 // a form of its own, since vectors that may not be used are nevertheless kept.
 template <bool kPlain, int N, class T>
-PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, const StepInput& noise, int64_t first,
+PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, const Stored& noise, int64_t first,
                                int64_t i, int64_t n) {
   using V = Vec<T>;
   using at::vec::fmadd;
@@ -236,7 +220,7 @@ void step_elements(const StepArgs& a, int64_t begin, int64_t end) {
   StepCoefficients<T> c;
   int64_t read = -1;  // the run that c is of
   alignas(64) float drawn[kPlain ? 1 : kStepBlock];
-  StepInput noise = a.noise;
+  Stored noise = a.noise;
   int64_t first = 0;
   for (int64_t block = begin; block < end; block += kStepBlock) {
     const int64_t stop = std::min(end, block + kStepBlock);

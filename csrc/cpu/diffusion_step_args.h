@@ -9,25 +9,13 @@ namespace pygen {
 
 constexpr int kStepOutputs = 4, kStepHistory = 4, kStepResults = 3;
 
-enum class Storage : int { kF32, kF64, kBF16, kF16, kU8 };  // as FloatType; and bytes, of (v - 127.5) / 127.5
-
-struct StepInput {
-  const void* data;  // null: there is none
-  Storage type;
-};
-
-struct StepResult {
-  void* data;
-  FloatType type;
-};
-
 // Tensors are dense and lie alike. Elements that share a row of the table, a rescaling and a threshold are a run:
 // all of them, a sample or a token.
 struct StepArgs {
   int outputs, history, results, copies;
-  StepInput x, output[kStepOutputs], past[kStepHistory], noise, log_std, known, mask, known_noise;
-  StepResult result[kStepResults], next;  // next: `copies` of all elements, one after the other
-  int64_t elements, run, sample_runs;     // of a run; runs of a sample
+  Stored x, output[kStepOutputs], past[kStepHistory], noise, log_std, known, mask, known_noise;
+  Written result[kStepResults], next;  // next: `copies` of all elements, one after the other
+  int64_t elements, run, sample_runs;  // of a run; runs of a sample
 
   const void* table;  // double if `wide`, else float; rows of the columns of pygen/reference/diffusion_step.py
   bool wide;

@@ -114,6 +114,9 @@ TORCH_LIBRARY_IMPL(pygen, CPU, m) {
   m.impl("sample_stats", &sample_stats);
   m.impl("quantile_abs", &quantile_abs);
 }
+TORCH_LIBRARY_IMPL(pygen, AutogradCPU, m) {
+  m.impl("sample_stats", torch::CppFunction::makeFromBoxedFunction<&autograd_if_recorded>());
+}
 
 }  // namespace
 }  // namespace pygen

@@ -13,7 +13,7 @@ class TableRows {
   TableRows(const at::Tensor& x, const at::Tensor& table, const std::optional<at::Tensor>& index, int64_t row,
             int64_t columns)
       : table_(table), wide_(table.scalar_type() == at::kDouble), row_(row) {
-    if (!table.is_cpu() || !(wide_ || table.scalar_type() == at::kFloat) || table.dim() != 2 ||
+    if (!table.is_cpu() || !(wide_ || table.scalar_type() == at::kFloat) || table.dim() != 2 || table.size(0) < 1 ||
         table.size(1) < columns) {
       return;
     }
@@ -39,7 +39,8 @@ class TableRows {
     const int64_t place = at(i) * table_.stride(0) + column * table_.stride(1);
     return wide_ ? table_.const_data_ptr<double>()[place] : double(table_.const_data_ptr<float>()[place]);
   }
-  bool whole() const { return rows_ == nullptr; }  // one row for all
+  bool whole() const { return rows_ == nullptr; }   // one row for all
+  const int64_t* indices() const { return rows_; }  // null if `whole`
 
   bool ok = false;
   int64_t count = 0;   // of rows: for a call, its samples, or its samples' tokens

@@ -10,8 +10,8 @@ from rich.console import Console
 from torch import Tensor
 
 from .._seed import Source, seed_of
+from ..ops import diffusion_step
 from ..progress import Progress
-from ._apply import diffusion_step
 from .plan import Plan
 from .step import Step
 
@@ -88,6 +88,8 @@ def sample_loop(
         raise ValueError("expected threshold for a plan with threshold=True, got None")
     if (known is None) != (known_mask is None):
         raise ValueError("expected known and known_mask together, got one")
+    if known is not None and known_mask is not None:
+        known, known_mask = known.expand_as(x), known_mask.expand_as(x)
     seed = seed_of(generator) if noise is None and plan.noisy else 0
     tables = plan.tables(weights)
     times = plan.timesteps.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
@@ -105,6 +107,7 @@ def sample_loop(
                     output, variance = output.chunk(2, 1)
                     variance = variance[-len(x) :]  # of the conditional copy
                 outputs = output.chunk(len(weights))
+            repaints = bool(step.known or step.known_noise)
             copies = len(weights) if index + 1 < len(plan) and (len(weights) > 1 or step.scale != 1) else 0
             results = diffusion_step(
                 x, outputs, table, row,
@@ -118,8 +121,8 @@ def sample_loop(
                 step=index - row + 1,
                 threshold=threshold.of(x, _guided(outputs, weights), step) if step.threshold and threshold else None,
                 log_std=variance,
-                known=known if step.known or step.known_noise else None,
-                known_mask=known_mask,
+                known=known if repaints else None,
+                known_mask=known_mask if repaints else None,
                 copies=copies,
             )  # fmt: skip
             fed = results.pop() if copies else results[0]

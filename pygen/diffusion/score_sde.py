@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import random
 from .._seed import Source, seed_of
-from ._apply import diffusion_step
+from ..ops import diffusion_step
 from .coefficients import sde
 from .level import Level, predicted
 from .step import Step, table

@@ -23,13 +23,13 @@ from rich.console import Console
 from torch import Tensor
 
 from ..diffusion import samplers, schedules
-from ..diffusion._apply import diffusion_step
 from ..diffusion.coefficients import exponential, two_stage
 from ..diffusion.grid import Grid
 from ..diffusion.level import Level, predicted, ve
 from ..diffusion.loop import given, kept
 from ..diffusion.plan import Evaluation, Plan
 from ..diffusion.step import Step, table
+from ..ops import diffusion_step
 from ..progress import Progress
 
 Model = Callable[..., Tensor]

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pygen import random
 from pygen.diffusion import predictor_corrector
-from pygen.diffusion._apply import diffusion_step
 from pygen.diffusion.coefficients import sde
 from pygen.diffusion.level import predicted, ve
 from pygen.diffusion.score_sde import Kind, Predictor, _moments
 from pygen.diffusion.step import table
+from pygen.ops import diffusion_step
 
 from . import peers
 

@@ -14,7 +14,9 @@ import torch
 
 import pygen
 from pygen.kernels import coupling, heads, masked_conv
+from pygen.kernels.diffusion_loss import launch_diffusion_loss, launch_diffusion_loss_backward
 from pygen.kernels.diffusion_step import launch_diffusion_step
+from pygen.kernels.sample_stats import launch_quantile_abs
 from pygen.ops.coupling import CouplingOptions
 from pygen.ops.diffusion_step import StepOptions
 from pygen.ops.masked_conv import ConvOptions
@@ -173,6 +175,12 @@ def test_rows_that_are_not_there_give_nan(index):
             x, [], [], table, at, 0, None, None, None, None, None, None, None, None, 0, 0, 0, StepOptions()
         )
         assert torch.equal(y.isnan(), nan[:, None].expand(3, 5))
+        quantile = launch_quantile_abs(x, [], table, at, 0, 0.5, None)
+        losses = (x, x, table[:, :3], at, 0, None, False, None, 0, 0, 0, torch.float32)
+        loss, difference = launch_diffusion_loss(*losses)
+        grads = launch_diffusion_loss_backward(torch.ones(3), x, loss, table[:, :3], at, 0, *[torch.float32] * 3)
+        for t in (quantile, loss, difference, *grads):
+            assert torch.equal(t.isnan(), nan.reshape(3, *[1] * (t.dim() - 1)).expand(t.shape))
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

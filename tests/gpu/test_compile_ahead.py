@@ -22,7 +22,9 @@ from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 import pygen.kernels  # noqa: E402
+import pygen.kernels.diffusion_loss  # noqa: E402
 import pygen.kernels.diffusion_step  # noqa: E402
+import pygen.kernels.sample_stats  # noqa: E402
 from pygen._lib import OPS  # noqa: E402
 from pygen.ops.diffusion_step import StepOptions  # noqa: E402
 from tests.contract.params import few  # noqa: E402
@@ -160,6 +162,19 @@ def test_a_step_whose_coefficients_the_host_has_read(arch, compiled, tmp_path, m
     x, mask = (torch.empty(3, 70, dtype=dtype, device="meta") for dtype in (torch.float32, torch.bool))
     arguments = (x, [x], [x], torch.zeros(2, 14), None, 1, None, None, None, None, x, mask, None, None, 0, 0, 0)
     pygen.kernels.diffusion_step.launch_diffusion_step(*arguments, StepOptions(draws=True, copies=2))
+    assert compiled, "no kernel was launched"
+    judge(compiled, arch, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_loss_and_a_quantile_whose_coefficients_the_host_has_read(arch, dtype, compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "_active", StandIn(arch))
+    x, grad = torch.empty(3, 70, dtype=dtype, device="meta"), torch.empty(3, device="meta")
+    table, types = torch.zeros(2, 3), [dtype] * 3
+    pygen.kernels.diffusion_loss.launch_diffusion_loss(x, x, table, None, 1, None, True, None, 0, 0, 0, dtype)
+    pygen.kernels.diffusion_loss.launch_diffusion_loss_backward(grad, x, grad, table, None, 1, *types)
+    pygen.kernels.sample_stats.launch_quantile_abs(x, [x], table, None, 1, 0.5, None)
     assert compiled, "no kernel was launched"
     judge(compiled, arch, tmp_path)
 

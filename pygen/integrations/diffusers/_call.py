@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..._seed import seed_of
-from ...diffusion._apply import diffusion_step
 from ...diffusion.level import Level, Predicted, cumulative, predicted, ve
 from ...diffusion.loop import Threshold
 from ...diffusion.step import X0, Step, Z, table
+from ...ops import diffusion_step
 
 
 class Made(NamedTuple):
