@@ -142,7 +142,7 @@ class DDPM(Model):
         numbers = self._numbers(x0.device)
         alpha, sigma = _columns(numbers.path[t], x0)
         x = alpha * x0 + sigma * z
-        return x, self.net(x, numbers.times[t].to(x0.dtype), condition)
+        return x, self.net(x, numbers.times[t].to(torch.promote_types(x0.dtype, torch.float32)), condition)
 
     def _prepare(self, x: Tensor, generator: Source) -> _Noisy:
         self._check_levels(x, self.levels)
@@ -243,7 +243,7 @@ class DDPM(Model):
             condition = torch.cat([self._nothing(self.CHUNK), condition])
 
         def net(x: Tensor, time: Tensor) -> Tensor:
-            output: Tensor = self.net(x.to(like.dtype), time.to(like.dtype), condition)
+            output: Tensor = self.net(x.to(like.dtype), time, condition)
             return output
 
         dtype = torch.promote_types(like.dtype, torch.float32)

@@ -292,7 +292,11 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     x, y = torch.randint(5, (4, 1, 4, 4)), torch.tensor([0, 1, 0, 1])
     model(x, y).backward()
     assert model.log_prob(x, y).isfinite().all()
+    told: list[Tensor] = []
+    expected = plan("dpmpp-2m", model.schedule, 4).timesteps.tolist()
+    model.net.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
     assert model.sample(3, generator=0, guidance=2.0, steps=4).dtype == torch.uint8
+    assert [float(time[0]) for time in told] == expected  # which bfloat16 would round
 
 
 def test_contexts_are_guided_too() -> None:

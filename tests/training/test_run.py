@@ -213,7 +213,7 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path: Path, images: str) -> N
             "glow",
             "images",
             {},
-            r"expected a model: realnvp, realnvp-flat, pixelcnn, gated-pixelcnn or pixelcnn\+\+; got 'glow'",
+            r"expected a model: realnvp, realnvp-flat, pixelcnn, gated-pixelcnn, pixelcnn\+\+ or ddpm; got 'glow'",
         ),
         ("realnvp", "moons", {}, "realnvp models integer levels; the data is Toy"),
         ("realnvp-flat", "images", {}, "realnvp-flat models vectors of real numbers; the data is Arrays"),
