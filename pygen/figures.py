@@ -200,7 +200,7 @@ def lines(
     figure = Figure(figsize=(9.2, 5.4), facecolor=_PAPER)
     figure.text(0.1, 0.94, title, fontsize=17, color=_INK, va="center", weight="bold")
     figure.text(0.1, 0.88, note, fontsize=12, color=_FAINT, va="center")
-    ax = figure.add_axes((0.1, 0.13, 0.7, 0.7), facecolor=_PAPER)
+    ax = figure.add_axes((0.1, 0.13, 0.66, 0.7), facecolor=_PAPER)
     ends = []
     for (name, points), colour in zip(rows.items(), (_FAINT, "#00798c", _MARK), strict=True):
         ax.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2)

@@ -1,4 +1,4 @@
-"""A diffusion model of handwritten digits: three samplers, and how many looks of the net each of them wants."""
+"""A diffusion model of handwritten digits: three samplers, and how many evaluations of the network each of them wants."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(out: Path, seed: int, steps: int | None, console: Console) -> None:
     console.print(table_of(found, seconds, held_out))
     figures.lines(
         out / "ddpm_distance.png", {name: [*zip(STEPS, row, strict=True)] for name, row in found.items()},
-        across="looks of the net", up="Frechet distance to the training digits", level=("held-out digits", held_out),
+        across="evaluations of the network", up="Frechet distance to the training digits", level=("held-out digits", held_out),
         title="Three samplers of one diffusion model",
         note=f"Distance between {FEATURES} features of a classifier; {SAMPLES} digits each.",
     )  # fmt: skip
@@ -91,7 +91,7 @@ def distances(
 def table_of(found: dict[str, list[float]], seconds: dict[str, list[float]], held_out: float) -> Table:
     title = f"Distance to the training digits (held-out ones: {held_out:.3f})"
     table = Table(title=title, title_justify="left")
-    table.add_column("looks of the net")
+    table.add_column("evaluations of the network")
     for steps in STEPS:
         table.add_column(f"{steps}", justify="right")
     for name, kind in SAMPLERS.items():
