@@ -10,10 +10,9 @@ from rich.console import Console
 from torch import Tensor
 
 from .._seed import Source, seed_of
-from ..ops import diffusion_step
+from ..ops import diffusion_step, quantile_abs
 from ..progress import Progress
 from .plan import Plan
-from .step import Step
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int, Tensor], Tensor]
@@ -27,13 +26,11 @@ class Threshold:
     quantile: float = 0.995
     largest: float = 1.0
 
-    def of(self, x: Tensor, g: Tensor, step: Step) -> Tensor:
-        """The bound of each sample [B], in the arithmetic's type."""
-        dtype = torch.float64 if torch.float64 in (x.dtype, g.dtype) else torch.float32
-        x0 = step.p * x.to(dtype) + step.q * g.to(dtype)
+    def of(self, x: Tensor, outputs: Sequence[Tensor], table: Tensor, row: int = 0) -> Tensor:
+        """The bound of each sample [B], in the arithmetic's type, for a step of `pygen.ops.diffusion_step`."""
         if self.largest <= 1:
-            return torch.ones(len(x0), dtype=dtype, device=x.device)
-        return torch.quantile(x0.abs().flatten(1), self.quantile, dim=1).clamp(1, self.largest)
+            return torch.ones(len(x), dtype=torch.float32, device=x.device)
+        return quantile_abs(x, outputs, table, row, self.quantile).clamp(1, self.largest)
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def sample_loop(
                 first_sample=first_sample,
                 sample_ids=sample_ids,
                 step=index - row + 1,
-                threshold=threshold.of(x, _guided(outputs, weights), step) if step.threshold and threshold else None,
+                threshold=threshold.of(x, outputs, table, row) if step.threshold and threshold else None,
                 log_std=variance,
                 known=known if repaints else None,
                 known_mask=known_mask if repaints else None,
@@ -142,13 +139,6 @@ def _weights(guidance: float | Sequence[float] | None) -> tuple[float, ...]:
             raise ValueError(f"expected 1 to 4 weights of guidance, got {len(guidance)}")
         return tuple(guidance)
     return 1.0 - guidance, guidance
-
-
-def _guided(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    total = weights[0] * outputs[0]
-    for weight, output in zip(weights[1:], outputs[1:], strict=True):
-        total = total + weight * output
-    return total
 
 
 def given(history: Sequence[Tensor | None], index: int) -> Tensor:

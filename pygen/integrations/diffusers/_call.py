@@ -157,7 +157,7 @@ class Call:
         x = self.sample if x is None else x
         bound = None
         if step.threshold and self.threshold is not None:
-            bound = self.threshold.of(x, self.output, step)
+            bound = self.threshold.of(x, [self.output], made.table)
         own = torch.promote_types(x.dtype, self.output.dtype)
         return diffusion_step(
             x, [self.output], made.table, 0,
