@@ -22,7 +22,7 @@ from ..progress import Progress
 from ..training import Options
 from .fit import fit
 
-TRAINING_STEPS, SAMPLES = 500, 256
+TRAINING_STEPS, SAMPLES = 400, 256
 SAMPLERS = {"ddpm": "ancestral", "ddim": "first order", "dpmpp-2m": "second order"}
 STEPS = (3, 5, 10, 20, 40)
 
