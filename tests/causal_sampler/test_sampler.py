@@ -329,7 +329,8 @@ def test_an_exception_in_progress_ends_the_call_and_nothing_else(implementation:
 
 
 INTERRUPTED = """
-import time, torch
+import signal, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background would inherit as ignored
 from pygen.models import GatedPixelCNN
 from pygen.ops import causal_sampler
 compiled = GatedPixelCNN((1, 28, 28), 256, hidden=64, layers=6).program()
