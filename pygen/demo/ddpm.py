@@ -1,4 +1,4 @@
-"""A diffusion model of handwritten digits: three samplers, and how many evaluations of the network each of them wants."""
+"""A diffusion model of handwritten digits, three samplers, and how many evaluations each of them wants."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def run(out: Path, seed: int, steps: int | None, console: Console) -> None:
     console.print(table_of(found, seconds, held_out))
     figures.lines(
         out / "ddpm_distance.png", {name: [*zip(STEPS, row, strict=True)] for name, row in found.items()},
-        across="evaluations of the network", up="Frechet distance to the training digits", level=("held-out digits", held_out),
+        across="evaluations of the network", up="Frechet distance to the training digits",
+        level=("held-out digits", held_out),
         title="Three samplers of one diffusion model",
         note=f"Distance between {FEATURES} features of a classifier; {SAMPLES} digits each.",
     )  # fmt: skip
