@@ -13,8 +13,8 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from .._arguments import check_integer
 from ..nn import normalize
-from ..nn._arguments import check_integer
 
 D = TypeVar("D", bound="Dataset")
 

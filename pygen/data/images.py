@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import check_integer
 from .._extras import need
-from ..nn._arguments import check_integer
 from ._files import (
     check_files,
     check_split,

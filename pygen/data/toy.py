@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import random
-from ..nn._arguments import check_integer
+from .._arguments import check_integer
 from ._files import check_split
 from .dataset import Dataset
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import check_integer
 from ..nn import denormalize, normalize
-from ..nn._arguments import check_integer
 from ._files import check_files, check_split, existing, files_below, no_held_out, part, reading, split_folders
 from .dataset import Dataset, check_finite
 

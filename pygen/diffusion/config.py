@@ -25,18 +25,21 @@ class _Run(NamedTuple):
 def plan_from_config(config: Mapping[str, Any] | str | Path, steps: int, **options: Any) -> Plan:
     """The run of a scheduler of diffusers with this configuration: the same timesteps, levels and states.
 
-    config: a mapping, or the path of its JSON file or of its folder; keys that say nothing here are ignored.
+    config: a mapping, or the path of its JSON file or of its folder; keys that no scheduler has are ignored.
     options: of the sampler, as those of the scheduler's `step` (eta, ...), besides those that the configuration has.
 
     Dynamic thresholds of more than 1 need `threshold` of `sample_loop`. What differs: DDIM and PNDM of steps that are
     not evenly spaced go to the next timestep, where diffusers goes to that of even spacing.
 
-    Raises ValueError for a class or a value that is not known, FileNotFoundError without a file.
+    Raises ValueError for a class or a value that plans do not cover, FileNotFoundError without a file.
     """
     values = dict(config) if isinstance(config, Mapping) else _read(Path(config))
     name = values.get("_class_name")
     if name not in _RUNS:
         raise ValueError(f"expected _class_name as one of {', '.join(sorted(_RUNS))}, got {name!r}")
+    for key, fine in _COVERED.get(name, {}).items():
+        if values.get(key, fine[0]) not in fine:
+            raise ValueError(f"expected {key} of {name} as {' or '.join(map(repr, fine))}, got {values[key]!r}")
     run = _RUNS[name](values)
     clip = math.inf
     threshold = values.get("thresholding", False)
@@ -131,6 +134,8 @@ def _dpm(sampler: str) -> Callable[[Mapping[str, Any]], _Run]:
             "space": "data" if "++" in algorithm else "noise",
             "eta": 1.0 if "sde" in algorithm else 0.0,
         }
+        if values.get("euler_at_final", False) and values.get("final_sigmas_type", "zero") != "zero":
+            raise ValueError("expected euler_at_final only with final_sigmas_type 'zero', where it changes nothing")
         if sampler == "dpm":
             options["lower_order_final"] = values.get("lower_order_final", True)
         schedule = _discrete(values, values.get("final_sigmas_type", "zero"))
@@ -192,3 +197,36 @@ _RUNS: dict[str, Callable[[Mapping[str, Any]], _Run]] = {
     "FlowMatchHeunDiscreteScheduler": _flow("heun"),
     "EDMEulerScheduler": _edm,
 }
+
+_OFF = (False,)
+_FLOWS = {"use_flow_sigmas": _OFF, "use_dynamic_shifting": _OFF}
+_DPM = {
+    **_FLOWS,
+    "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
+    "variance_type": (None, "fixed_small", "fixed_large"),
+    "lambda_min_clipped": (-math.inf,),
+}
+_COVERED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DDPMScheduler": {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "learned", "learned_range")},
+    "EulerDiscreteScheduler": {"timestep_type": ("discrete",), "sigma_min": (None,), "sigma_max": (None,)},
+    "DPMSolverMultistepScheduler": _DPM,
+    "DPMSolverSinglestepScheduler": _DPM,
+    "DEISMultistepScheduler": _FLOWS,
+    "UniPCMultistepScheduler": {
+        **_FLOWS,
+        "disable_corrector": ([],),
+        "solver_p": (None,),
+        "sigma_min": (None,),
+        "sigma_max": (None,),
+        "shift_terminal": (None,),
+    },
+    "FlowMatchEulerDiscreteScheduler": {
+        "use_dynamic_shifting": _OFF,
+        "invert_sigmas": _OFF,
+        "use_karras_sigmas": _OFF,
+        "use_exponential_sigmas": _OFF,
+        "use_beta_sigmas": _OFF,
+    },
+    "EDMEulerScheduler": {"final_sigmas_type": ("zero",)},
+}
+"""Values of keys that plans cover, the default first; of keys that are not here every value."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arguments import check_choice, check_integer, check_number
 from . import schedules
 from .level import Level, Predicted, Prediction, cumulative, flow, predicted, ve, vp
 from .schedules import Floats, Spacing
@@ -43,6 +44,13 @@ class Grid:
         return predicted(self.prediction, at, self.sigma_data, self.smallest)
 
 
+def _check_falling(name: str, values: Floats, least: float, most: float) -> None:
+    """Equal neighbours are steps that change nothing."""
+    fine = values.ndim == 1 and len(values) and (values[1:] <= values[:-1]).all() and least <= values[-1]
+    if not (fine and values[0] <= most):
+        raise ValueError(f"expected {name} falling within [{least:g}, {most:g}], got {values.tolist()}")
+
+
 def spread(kind: Sigmas, count: int, smallest: float, largest: float, rho: float | None = None) -> Floats:
     """`count` sigmas from the largest to the smallest."""
     match kind:
@@ -71,6 +79,9 @@ class Discrete:
     alphas_cumprod: Tensor
     prediction: Prediction = "epsilon"
     last: Literal["zero", "sigma_min"] = "zero"
+
+    def __post_init__(self) -> None:
+        check_choice("last", self.last, ("zero", "sigma_min"))
 
     @classmethod
     def of(
@@ -117,15 +128,20 @@ class Discrete:
     ) -> Grid:
         """space: table, of the products at whole times; vp and ve, of sigmas in float32, which may be between.
 
-        timesteps: falling, instead of `steps` by `spacing`. whole_times: what a network is told where sigmas are not
-        the table's; None: what is exact.
+        timesteps: falling, instead of `steps` by `spacing`. sigmas, rho: not of a table. whole_times: what a network is
+        told where sigmas are not the table's; None: what is exact.
         """
         total = len(self.alphas_cumprod)
         if timesteps is not None:
             times = np.array(timesteps, dtype=np.float64)
         else:
             times = schedules.timesteps(spacing, steps, total, offset=offset, one_more=one_more, whole=whole)
+        _check_falling("timesteps", times, 0, total - 1)
         if space == "table":
+            if (times != times.round()).any():
+                raise ValueError(f"expected whole timesteps for this sampler, got {times.tolist()}")
+            if sigmas != "table" or rho is not None:
+                raise ValueError(f"expected no sigmas and rho for this sampler, got {sigmas!r} and {rho}")
             return Grid(
                 tuple(times.tolist()),
                 (*map(self._level, times), Level(1.0, 0.0) if self.last == "zero" else self._level(0)),
@@ -170,6 +186,10 @@ class Flow:
     total: int = 1000
     prediction: Prediction = "flow_prediction"
 
+    def __post_init__(self) -> None:
+        check_number("shift", self.shift, 0, above=True)
+        check_integer("total", self.total, 1)
+
     def grid(
         self,
         steps: int,
@@ -184,12 +204,14 @@ class Flow:
         Even ones end at that of the first training time, shifted once before all are, as in diffusers.
         """
         if sigmas is None:
+            check_integer("steps", steps, 1)
             smallest = float(torch.tensor(1.0) / self.total)
             if mu is None:
                 smallest = float(schedules.shifted(np.float32(smallest), np.float32(self.shift)))
             values = np.linspace(1.0, smallest, steps)
         else:
             values = np.array(sigmas, dtype=np.float32)  # and so it stays: peers shift it in float32
+            _check_falling("sigmas", values, 0, 1)
         even = schedules.shifted(values, self.shift) if mu is None else schedules.time_shifted(values, mu, shift_kind)
         values = even if terminal is None else schedules.stretched(even, terminal)
         rounded = np.append(values, 0.0).astype(np.float32)
@@ -217,12 +239,19 @@ class Edm:
     prediction: Prediction = "edm"
     time_scale: float = 0.25
 
+    def __post_init__(self) -> None:
+        check_number("smallest", self.smallest, 0, above=True)
+        check_number("largest", self.largest, self.smallest)
+        check_number("sigma_data", self.sigma_data, 0, above=True)
+
     def grid(self, steps: int, *, sigmas: Sigmas | Sequence[float] = "karras", rho: float | None = None) -> Grid:
         """sigmas: how they are spread, or which."""
         if isinstance(sigmas, str):
+            check_integer("steps", steps, 1)
             values = spread(sigmas, steps, self.smallest, self.largest, rho)
         else:
             values = np.array(sigmas, dtype=np.float64)
+            _check_falling("sigmas", values, np.finfo(np.float32).tiny, np.finfo(np.float32).max)
         rounded = np.append(values, 0.0).astype(np.float32).tolist()
         return Grid(
             tuple(self.time_scale * math.log(sigma) for sigma in rounded[:-1]),

@@ -66,12 +66,13 @@ def zero_star_guidance(stats: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def langevin_step(score_stats: Tensor, noise_stats: Tensor, snr: float, alpha: float | Tensor = 1.0) -> Tensor:
-    """The step of a Langevin corrector, [] on the device of the statistics::
+    """The step of a Langevin corrector, [B]::
 
-        epsilon = 2 alpha (snr mean |z| / mean |score|)^2        x' = x + epsilon score + sqrt(2 epsilon) z
+        epsilon = 2 alpha (snr |z| / |score|)^2        x' = x + epsilon score + sqrt(2 epsilon) z
 
-    with means of norms over the batch. Song et al. 2021 (arXiv 2011.13456, algorithms 4 and 5; alpha is 1 for the
-    variance-exploding process). 0 where the score is. score_stats, noise_stats: `sample_stats` of one tensor each.
+    with the norms of each sample, so that none depends on its batch. Song et al. 2021 (arXiv 2011.13456, algorithms 4
+    and 5; alpha is 1 for the variance-exploding process; the authors' code takes means of norms over the batch). 0
+    where the score is. score_stats, noise_stats: `sample_stats` of one tensor each.
     """
-    score, noise = (stats[:, -1].sqrt().mean() for stats in (score_stats, noise_stats))
+    score, noise = (stats[:, -1].sqrt() for stats in (score_stats, noise_stats))
     return 2 * alpha * (snr * _over(noise, score, 0.0)).square()

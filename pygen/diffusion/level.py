@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple, get_args
 
+from .._arguments import check_choice
 from .step import G, Row, X
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "score", "edm", "consistency"]
@@ -74,8 +75,7 @@ def predicted(prediction: Prediction, at: Level, sigma_data: float = 0.5, smalle
     edm: F of x0 = c_skip x + c_out F, for alpha = 1, Karras et al. 2022 (2206.00364), table 1; consistency: the same
     with x0 = x at a sigma of `smallest`, Song et al. 2023 (2303.01469), appendix C.
     """
-    if prediction not in get_args(Prediction):
-        raise ValueError(f"expected prediction as one of {', '.join(get_args(Prediction))}, got {prediction!r}")
+    check_choice("prediction", prediction, get_args(Prediction))
     alpha, sigma = at
     match prediction:
         case "epsilon":

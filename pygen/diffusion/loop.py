@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,10 +82,19 @@ def sample_loop(
     Not differentiable.
     """
     weights = _weights(guidance)
+    if x.dim() < 1 or not x.is_floating_point():
+        raise ValueError(f"expected x as a floating-point state [B, ...], got {x.dtype} {tuple(x.shape)}")
     if plan.needs_threshold and threshold is None:
         raise ValueError("expected threshold for a plan with threshold=True, got None")
+    if threshold is not None and not plan.needs_threshold:
+        raise ValueError(f"expected a plan with threshold=True for {threshold}, got one without")
     if (known is None) != (known_mask is None):
         raise ValueError("expected known and known_mask together, got one")
+    if (known is not None) != plan.repaints:
+        raise ValueError(
+            "expected known and known_mask for a plan that repaints, and for no other, got "
+            + ("neither" if known is None else "a plan that does not")
+        )
     if known is not None and known_mask is not None:
         known, known_mask = known.expand_as(x), known_mask.expand_as(x)
     seed = seed_of(generator) if noise is None and plan.noisy else 0
@@ -104,7 +114,6 @@ def sample_loop(
                     output, variance = output.chunk(2, 1)
                     variance = variance[-len(x) :]  # of the conditional copy
                 outputs = output.chunk(len(weights))
-            repaints = bool(step.known or step.known_noise)
             copies = len(weights) if index + 1 < len(plan) and (len(weights) > 1 or step.scale != 1) else 0
             results = diffusion_step(
                 x, outputs, table, row,
@@ -118,8 +127,8 @@ def sample_loop(
                 step=index - row + 1,
                 threshold=threshold.of(x, outputs, table, row) if step.threshold and threshold else None,
                 log_std=variance,
-                known=known if repaints else None,
-                known_mask=known_mask if repaints else None,
+                known=known if step.repaints else None,
+                known_mask=known_mask if step.repaints else None,
                 copies=copies,
             )  # fmt: skip
             fed = results.pop() if copies else results[0]
@@ -134,11 +143,12 @@ def sample_loop(
 def _weights(guidance: float | Sequence[float] | None) -> tuple[float, ...]:
     if guidance is None:
         return (1.0,)
-    if isinstance(guidance, Sequence):
-        if not 1 <= len(guidance) <= 4:
-            raise ValueError(f"expected 1 to 4 weights of guidance, got {len(guidance)}")
-        return tuple(guidance)
-    return 1.0 - guidance, guidance
+    if isinstance(guidance, Sequence) and not 1 <= len(guidance) <= 4:
+        raise ValueError(f"expected 1 to 4 weights of guidance, got {len(guidance)}")
+    weights = tuple(guidance) if isinstance(guidance, Sequence) else (1.0 - guidance, guidance)
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"expected finite weights of guidance, got {guidance}")
+    return weights
 
 
 def given(history: Sequence[Tensor | None], index: int) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._arguments import check_choice
+
 TARGETS = ("eps", "x0", "v", "flow", "edm")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "min_snr", "p2", "edm", "sigma_sqrt", "cosmap")
 
@@ -40,7 +42,8 @@ def target_coefficients(alpha: Tensor, sigma: Tensor, target: str, sigma_data: f
         "flow": (-one, one),
         "edm": (sigma / (sigma_data * both), -sigma_data / both),
     }
-    return table[_among("target", target, TARGETS)]
+    check_choice("target", target, TARGETS)
+    return table[target]
 
 
 def _shares(alpha: Tensor, sigma: Tensor, target: str, sigma_data: float) -> tuple[Tensor, Tensor]:
@@ -82,7 +85,8 @@ def loss_weights(
     """
     if gamma is None:
         gamma = 1.0 if weighting == "p2" else 5.0
-    _among("target", target, TARGETS)
+    check_choice("target", target, TARGETS)
+    check_choice("weighting", weighting, WEIGHTINGS)
     by_snr, plain = _shares(alpha, sigma, target, sigma_data)
     both = sigma.square() + sigma_data**2
     table: dict[str, Callable[[], Tensor]] = {
@@ -95,7 +99,7 @@ def loss_weights(
         "p2": lambda: by_snr / (k + (alpha / sigma).square()) ** gamma,
         "edm": lambda: plain * both / (sigma * sigma_data).square(),
     }
-    return table[_among("weighting", weighting, WEIGHTINGS)]()
+    return table[weighting]()
 
 
 def loss_table(
@@ -138,9 +142,3 @@ def loss_table(
     a, s = target_coefficients(alpha, sigma, target, sigma_data)
     weight = loss_weights(alpha, sigma, target, weighting, gamma=gamma, k=k, sigma_data=sigma_data)
     return torch.stack([a, s, weight], 1)
-
-
-def _among(what: str, name: str, names: tuple[str, ...]) -> str:
-    if name not in names:
-        raise ValueError(f"expected {what} to be one of {names}, got {name!r}")
-    return name

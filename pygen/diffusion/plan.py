@@ -61,6 +61,11 @@ class Plan:
     def needs_threshold(self) -> bool:
         return any(step.threshold for step in self.steps)
 
+    @property
+    def repaints(self) -> bool:
+        """Whether a step keeps known pixels."""
+        return any(step.repaints for step in self.steps)
+
     def first_state(
         self,
         shape: Sequence[int],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from .._arguments import check_choice, check_integer, check_number
 from .coefficients import adams, exponential, first_order, sde, two_stage
 from .coefficients.exponential import Solver
 from .coefficients.first_order import Variance
@@ -344,12 +346,13 @@ def pndm(grid: Grid) -> Steps:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How evaluations are made, and the grid they want of a discrete schedule."""
+    """How evaluations are made, and the grid they want of a discrete schedule. orders: the highest that there is."""
 
     build: Callable[..., Steps]
     space: Literal["table", "vp", "ve"] = "ve"
     one_more: bool = False
     whole: bool = True
+    orders: int = 0
 
 
 SAMPLERS = {
@@ -366,14 +369,14 @@ SAMPLERS = {
     "heun": Sampler(heun, whole=False),
     "dpm2": Sampler(dpm2, whole=False),
     "dpm2-ancestral": Sampler(dpm2_ancestral, whole=False),
-    "lms": Sampler(lms, whole=False),
-    "ipndm": Sampler(ipndm, "vp", one_more=True),
-    "deis": Sampler(deis, "vp", one_more=True),
-    "dpm": Sampler(dpm_multistep, "vp", one_more=True),
-    "dpm-singlestep": Sampler(dpm_singlestep, "vp", one_more=True),
+    "lms": Sampler(lms, whole=False, orders=4),
+    "ipndm": Sampler(ipndm, "vp", one_more=True, orders=4),
+    "deis": Sampler(deis, "vp", one_more=True, orders=3),
+    "dpm": Sampler(dpm_multistep, "vp", one_more=True, orders=3),
+    "dpm-singlestep": Sampler(dpm_singlestep, "vp", one_more=True, orders=3),
     "dpmpp-2s": Sampler(dpmpp_2s, whole=False),
     "dpmpp-sde": Sampler(dpmpp_sde, whole=False),
-    "unipc": Sampler(unipc, "vp", one_more=True),
+    "unipc": Sampler(unipc, "vp", one_more=True, orders=3),
 }
 """Every sampler by its name."""
 
@@ -409,10 +412,12 @@ def plan(
 
     Raises ValueError for a name or a number, TypeError for an option that does not apply.
     """
+    check_number("clip", clip, 0, math.inf, above=True)
     name, preset = ALIASES.get(sampler, (sampler, {}))
     if name not in SAMPLERS:
         raise ValueError(f"expected sampler as one of {', '.join(sorted([*SAMPLERS, *ALIASES]))}, got {sampler!r}")
     kind = SAMPLERS[name]
+    _check_options(kind, options)
     if isinstance(schedule, Discrete):
         points = schedule.grid(steps, kind.space, one_more=kind.one_more, whole=kind.whole, **grid or {})
     else:
@@ -421,3 +426,24 @@ def plan(
         replace(e, step=replace(e.step, clip=clip, threshold=threshold)) for e in kind.build(points, **preset | options)
     ]
     return Plan.of(found, start=points.start, scales=[points.scale(e.level) for e in found])
+
+
+_CHOICES: dict[str, Any] = {
+    "space": get_args(exponential.Space), "solver": get_args(Solver), "variance": get_args(Variance),
+    "kind": ("bh1", "bh2"),
+}  # fmt: skip
+_AT_MOST = {"churn_to": math.inf, "share": 1.0}
+_SIGNED = {"curvature"}
+
+
+def _check_options(kind: Sampler, options: dict[str, Any]) -> None:
+    """Of a sampler's function, which itself says whether it has them."""
+    for name, value in options.items():
+        if name == "order" and kind.orders:
+            check_integer(name, value, 1, kind.orders)
+        elif name in ("jump", "resample"):
+            check_integer(name, value, 1)
+        elif name in _CHOICES:
+            check_choice(name, value, _CHOICES[name])
+        elif isinstance(value, float) and name not in _SIGNED:
+            check_number(name, value, 0.0, _AT_MOST.get(name, sys.float_info.max))

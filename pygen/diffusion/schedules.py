@@ -15,6 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .._arguments import check_integer
+
 Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "exp", "sigmoid"]
 Spacing = Literal["leading", "trailing", "linspace"]
 Floats = NDArray[np.float64]
@@ -87,8 +89,7 @@ def timesteps(
     one_more: leading and linspace place one point more and leave the last out, as multistep solvers do.
     whole: linspace is rounded to integers; otherwise to float32.
     """
-    if not 1 <= count <= total:
-        raise ValueError(f"expected between 1 and {total} steps, got {count}")
+    check_integer("steps", count, 1, total)
     points = count + one_more
     times: Floats
     match spacing:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .. import random
+from .._arguments import check_choice, check_integer, check_number
 from .._seed import Source, seed_of
-from ..ops import diffusion_step
+from ..ops import diffusion_step, sample_stats
 from .coefficients import sde
+from .guidance import langevin_step
 from .level import Level, predicted
 from .step import Step, table
 
@@ -86,24 +88,22 @@ def predictor_corrector(
         (0.1, 20).
     predictor: reverse-diffusion, eq. 46; ancestral, Ho et al.'s; euler-maruyama; none. For sub-vp ancestral is none.
     corrector_steps, snr: Langevin steps of size 2 a (snr |z| / |score|)^2, a = 1 - beta (ve: 1), whose norms are those
-        of each sample, so that it does not depend on its batch (the authors' code takes means over the batch).
+        of each sample, see `pygen.diffusion.guidance.langevin_step`.
     generator, first_sample, sample_ids: see `pygen.random`.
 
     Returns the last state without its noise, as the authors do. Raises ValueError for names and numbers.
     """
-    if kind not in ("ve", "vp", "sub-vp"):
-        raise ValueError(f"expected kind as ve, vp or sub-vp, got {kind!r}")
-    if predictor not in ("reverse-diffusion", "ancestral", "euler-maruyama", "none"):
-        raise ValueError(
-            f"expected predictor as reverse-diffusion, ancestral, euler-maruyama or none, got {predictor!r}"
-        )
+    check_choice("kind", kind, get_args(Kind))
+    check_choice("predictor", predictor, get_args(Predictor))
     if kind == "sub-vp" and predictor == "ancestral":
         raise ValueError("expected another predictor than ancestral for sub-vp, which has no such step")
     usual = (0.01, 50.0) if kind == "ve" else (0.1, 20.0)
     low, high = usual[0] if low is None else low, usual[1] if high is None else high
-    least = 0 if kind == "ve" else high  # a step adds a variance of at most 1
-    if steps <= least:
-        raise ValueError(f"expected more than {least:g} steps, got {steps}")
+    check_number("low", low, 0, above=kind == "ve")
+    check_number("high", high, low)
+    check_integer("steps", steps, 1 if kind == "ve" else math.floor(high) + 1)  # a step adds a variance of at most 1
+    check_integer("corrector_steps", corrector_steps, 0)
+    check_number("snr", snr, 0)
     moments = _moments(kind, steps, low, high)
     seed = seed_of(generator)
 
@@ -118,8 +118,8 @@ def predictor_corrector(
         t = torch.full([len(x)], 1 - i / steps, dtype=x.dtype, device=x.device)
         for k in range(corrector_steps):
             z, g = noise(i, _CORRECTS + k), score(x, t)
-            size = 2 * moment.kept * (snr * _norm(z) / _norm(g)) ** 2
-            z = z * (2 * size).sqrt().reshape(-1, *[1] * (x.dim() - 1))
+            size = langevin_step(sample_stats(g), sample_stats(z), snr, moment.kept)
+            z = z * (2 * size).sqrt().to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
             x, mean = diffusion_step(x, [g], correction, 0, rows=2, rescale=size, noise=z)
         if predictor != "none":
             after = moments[i + 1].level if i + 1 < steps else Level(1.0, 0.0)
@@ -137,9 +137,3 @@ def _prediction(kind: Kind, predictor: Predictor, moment: _Moment, after: Level)
     if predictor == "euler-maruyama" and kind == "vp":  # the SDE itself: f dt = -beta / 2 x
         return sde.reverse_diffusion(moment.level, model, drift=(moment.kept - 1) / 2, diffusion=moment.diffusion)
     return sde.reverse_diffusion(moment.level, model, drift=moment.drift, diffusion=moment.diffusion)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Of each sample [B]."""
-    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return norms

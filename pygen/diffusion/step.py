@@ -93,6 +93,10 @@ class Step:
         return any(row.noise for row in self.rows) or self.known_noise != 0
 
     @property
+    def repaints(self) -> bool:
+        return self.known != 0 or self.known_noise != 0
+
+    @property
     def shape(self) -> tuple[int, int]:
         """How many tensors of history it reads, and rows it has: steps of one shape fit into one table."""
         return len(self.reads), len(self.rows)

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from .._arguments import check_integer
 from ..diffusion import samplers, schedules
 from ..diffusion.coefficients import exponential, two_stage
 from ..diffusion.grid import Grid
@@ -294,7 +295,8 @@ def sample_lms(
     disable: bool | None = None,
     order: int = 4,
 ) -> Tensor:
-    """Linear multistep."""
+    """Linear multistep, of order 1 to 4."""
+    check_integer("order", order, 1, 4)
     return _sample(samplers.lms, model, x, sigmas, extra_args, callback, disable, order=order)
 
 

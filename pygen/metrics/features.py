@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import ranks
+from .._arguments import check_integer
 from .._extras import need
 from ..data import Dataset
 from ..data._files import ahead, default_workers, existing, files_below, files_in
 from ..data._pictures import SUFFIXES, read_rgb
 from ..data.dataset import full_range
-from ..nn._arguments import check_integer
 
 Extractor = Callable[..., Any]  # Tensor [n, ...] -> Tensor [n, d] or [n, d, h, w]; an nn.Module is one
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, distributed
 
 from .. import files, ops, ranks
+from .._arguments import check_integer
 from ..data._files import existing, npz
-from ..nn._arguments import check_integer
 from .frechet import checked_statistics
 
 HELD = 256  # features that are added to the sums at once: these matrices take longer to pass through than small batches

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .._arguments import check_integer
 from ..nn import CausalHead, Compiled, MixtureHead, ProgramBuilder
-from ..nn._arguments import check_integer
 from ..random import Source
 from .model import Model
 

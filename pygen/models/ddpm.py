@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .. import ops, random
+from .._arguments import check_integer
 from ..diffusion import Discrete, Flow, Level, Plan, plan, predicted, sample_loop
 from ..diffusion.losses import levels as levels_of
 from ..diffusion.losses import loss_table
 from ..diffusion.schedules import Betas
 from ..nn import UNet, denormalize, normalize
-from ..nn._arguments import check_integer
 from ..random import Source
 from .autoregressive import Labels, check_image
 from .model import Model

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import random
+from .._arguments import check_integer
 from .._lib import INTEGERS
 from ..nn import Condition
-from ..nn._arguments import check_integer
 from ..random import Source
 from . import checkpoint
 

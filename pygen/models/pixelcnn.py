@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from .._arguments import check_integer
 from ..nn import CausalHead, Channels, MaskedConv2d, ProgramBuilder
-from ..nn._arguments import check_integer
 from .autoregressive import Autoregressive, check_image
 
 

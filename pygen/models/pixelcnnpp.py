@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from .._arguments import check_integer
 from ..nn import Channels, MaskedConv2d, MixtureHead, NormalizedConv2d, ProgramBuilder, initializing
-from ..nn._arguments import check_integer
 from .autoregressive import Autoregressive, check_image
 
 

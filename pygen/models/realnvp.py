@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._arguments import check_integer
 from ..nn import AffineCoupling, Chain, Logit, ResidualNet, Squeeze, dequantize, quantize
-from ..nn._arguments import check_integer
 from ..random import Source
 from .flow import Flow
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._arguments import check_integer
+from .._arguments import check_integer
 
 
 class Condition(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .._arguments import check_integer
 from ..reference.coupling import checkerboard
-from ._arguments import check_integer
 
 
 class AffineCoupling(nn.Module):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._arguments import check_integer
 from ..ops import dequantize
-from ._arguments import check_integer
 
 __all__ = ["Logit", "dequantize", "quantize"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, random
+from .._arguments import check_integer
 from ..reference.causal_sampler import kept
-from ._arguments import check_integer
 from .masked_conv import NormalizedConv2d
 from .normalize import denormalize
 from .program import Compiled, ProgramBuilder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ._arguments import check_integer
+from .._arguments import check_integer
 
 Taps = tuple[tuple[int, int], ...]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from ._arguments import check_integer
+from .._arguments import check_integer
 
 
 class ResidualNet(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import check_integer
+from .._arguments import check_integer
 
 
 class UNet(nn.Module):

@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from ..nn._arguments import check_integer
+from .._arguments import check_integer
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -59,3 +59,30 @@ def test_refused(tmp_path: Path) -> None:
     (tmp_path / "scheduler_config.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="expected a JSON object, got list"):
         plan_from_config(tmp_path, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("DDPM", "variance_type", "fixed_large_log"),
+        ("EulerDiscrete", "timestep_type", "continuous"),
+        ("EulerDiscrete", "sigma_max", 3.0),
+        ("DPMSolverMultistep", "algorithm_type", "dpmsolver+++"),
+        ("DPMSolverMultistep", "variance_type", "learned_range"),
+        ("DPMSolverSinglestep", "lambda_min_clipped", -5.1),
+        ("DEISMultistep", "use_dynamic_shifting", True),
+        ("UniPCMultistep", "disable_corrector", [0]),
+        ("FlowMatchEulerDiscrete", "invert_sigmas", True),
+        ("EDMEuler", "final_sigmas_type", "sigma_min"),
+    ],
+)
+def test_values_that_are_not_covered(name: str, key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"expected {key} of {name}Scheduler as .*, got "):
+        plan_from_config({"_class_name": f"{name}Scheduler", key: value}, 5)
+
+
+def test_euler_at_final() -> None:
+    values = {"_class_name": "DPMSolverMultistepScheduler", "euler_at_final": True}
+    assert len(plan_from_config(values, 5)) == 5
+    with pytest.raises(ValueError, match="expected euler_at_final only with final_sigmas_type 'zero'"):
+        plan_from_config({**values, "final_sigmas_type": "sigma_min"}, 5)

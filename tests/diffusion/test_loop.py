@@ -167,4 +167,15 @@ def test_refused() -> None:
         sample_loop(network, first(run), run, known=first(run))
     with pytest.raises(ValueError, match="expected 1 to 4 weights of guidance, got 5"):
         sample_loop(network, first(run), run, guidance=[1.0] * 5)
+    with pytest.raises(ValueError, match="expected finite weights of guidance, got nan"):
+        sample_loop(network, first(run), run, guidance=math.nan)
+    with pytest.raises(ValueError, match=r"expected a plan with threshold=True for Threshold\(.*\), got one without"):
+        sample_loop(network, first(run), run, threshold=Threshold())
+    with pytest.raises(ValueError, match="for no other, got a plan that does not"):
+        sample_loop(network, first(run), run, known=first(run), known_mask=first(run) > 0)
+    with pytest.raises(ValueError, match="a plan that repaints, and for no other, got neither"):
+        sample_loop(network, first(run), made("repaint"))
+    for x in (torch.tensor(1.0), torch.ones(2, 3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"expected x as a floating-point state \[B, ...\], got torch"):
+            sample_loop(network, x, run)
     assert math.isclose(run.start, 1.0)

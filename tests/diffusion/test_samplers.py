@@ -188,7 +188,7 @@ def test_refused() -> None:
         plan("dimm", schedule, 5)
     with pytest.raises(TypeError, match="order"):
         plan("ddim", schedule, 5, order=2)
-    with pytest.raises(ValueError, match="expected between 1 and 1000 steps, got 0"):
+    with pytest.raises(ValueError, match="expected steps from 1 to 1000, got 0"):
         plan("ddim", schedule, 0)
     with pytest.raises(ValueError, match="expected sigmas as"):
         plan("euler", schedule, 5, grid={"sigmas": "caras"})
@@ -202,3 +202,43 @@ def test_refused() -> None:
         plan("ddim", Discrete.of(zero_terminal_snr=True), 5)
     with pytest.raises(ValueError, match="expected a discrete schedule"):
         plan("tcd", Flow(), 5)
+    with pytest.raises(ValueError, match="expected clip > 0, got nan"):
+        plan("ddim", schedule, 5, clip=math.nan)
+    with pytest.raises(ValueError, match="expected last as one of zero, sigma_min, got 'x'"):
+        Discrete.of(last="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected shift > 0, got 0"):
+        Flow(shift=0.0)
+    with pytest.raises(ValueError, match=r"expected largest >= 1, got 0\.5"):
+        Edm(smallest=1.0, largest=0.5)
+
+
+@pytest.mark.parametrize("schedule", [Discrete.of(), Flow(), Edm()])
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_numbers_of_steps(schedule: Discrete | Flow | Edm, steps: int) -> None:
+    with pytest.raises((ValueError, TypeError), match="expected steps"):
+        plan("euler", schedule, steps)
+
+
+@pytest.mark.parametrize("timesteps", [[1, 500, 900], [1500, 500], [0.5], []])
+def test_timesteps(timesteps: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"expected timesteps falling|expected whole timesteps"):
+        plan("ddim", Discrete.of(), 3, grid={"timesteps": timesteps})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "said"),
+    [
+        ("dpm", {"order": 4}, "order from 1 to 3, got 4"),
+        ("lms", {"order": 0}, "order from 1 to 4, got 0"),
+        ("dpm", {"solver": "mid"}, "solver as one of midpoint, heun, got 'mid'"),
+        ("dpm", {"space": "dat"}, "space as one of data, noise, got 'dat'"),
+        ("dpm", {"space": "noise", "eta": 0.5}, "eta of 0 or 1 in the space of noise, got 0.5"),
+        ("unipc", {"kind": "bh3"}, "kind as one of bh1, bh2, got 'bh3'"),
+        ("ddpm", {"variance": "x"}, "variance as one of"),
+        ("ddim", {"eta": math.nan}, "eta >= 0, got nan"),
+        ("repaint", {"jump": 0}, "jump >= 1, got 0"),
+    ],
+)
+def test_refused_options(sampler: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"expected {said}"):
+        plan(sampler, Discrete.of(), 5, **options)

@@ -80,13 +80,24 @@ def test_predictor_of_diffusers() -> None:
 
 def test_refused() -> None:
     x = torch.zeros(1, 2)
-    with pytest.raises(ValueError, match="expected kind as ve, vp or sub-vp, got 'edm'"):
+    with pytest.raises(ValueError, match="expected kind as one of ve, vp, sub-vp, got 'edm'"):
         predictor_corrector(lambda x, t: x, x, kind="edm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected predictor as"):
         predictor_corrector(lambda x, t: x, x, predictor="euler")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no such step"):
         predictor_corrector(lambda x, t: x, x, kind="sub-vp", predictor="ancestral")
-    with pytest.raises(ValueError, match="expected more than 20 steps, got 20"):
+    with pytest.raises(ValueError, match="expected steps >= 21, got 20"):
         predictor_corrector(lambda x, t: x, x, steps=20)
-    with pytest.raises(ValueError, match="expected more than 0 steps, got 0"):
+    with pytest.raises(ValueError, match="expected steps >= 1, got 0"):
         predictor_corrector(lambda x, t: x, x, steps=0, kind="ve")
+    with pytest.raises(ValueError, match="expected corrector_steps >= 0, got -1"):
+        predictor_corrector(lambda x, t: x, x, corrector_steps=-1)
+    with pytest.raises(ValueError, match="expected snr >= 0, got nan"):
+        predictor_corrector(lambda x, t: x, x, snr=float("nan"))
+    with pytest.raises(ValueError, match="expected high >= 3, got 1"):
+        predictor_corrector(lambda x, t: x, x, kind="ve", low=3.0, high=1.0)
+
+
+def test_a_score_of_zero() -> None:
+    x = predictor_corrector(lambda x, t: 0 * x, torch.ones(2, 3), steps=30, generator=0)
+    assert x.isfinite().all()

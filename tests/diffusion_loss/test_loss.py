@@ -156,8 +156,8 @@ def test_weights_without_a_signal(target: str, weighting: str) -> None:
 def test_tables_say_what_is_wrong() -> None:
     one = torch.ones(3)
     for arguments, error, words in (
-        ((one, one, "noise"), ValueError, "target to be one of .* got 'noise'"),
-        ((one, one, "eps", "best"), ValueError, "weighting to be one of .* got 'best'"),
+        ((one, one, "noise"), ValueError, "expected target as one of .* got 'noise'"),
+        ((one, one, "eps", "best"), ValueError, "expected weighting as one of .* got 'best'"),
         ((one, one[:2]), ValueError, r"one shape \[R\], got \(3,\) and \(2,\)"),
         ((one.long(), one), TypeError, "alpha of a floating-point dtype, got torch.int64"),
         ((one, 0 * one), ValueError, "sigma above 0, got 0"),

@@ -198,11 +198,11 @@ def test_guidance_of_nothing() -> None:
     stats = sample_stats(zero, zero)
     for weights in (guidance.projected_guidance(stats, 5.0, norm_threshold=1), guidance.zero_star_guidance(stats, 5.0)):
         assert all(w.isfinite().all() for w in weights)
-    assert guidance.langevin_step(sample_stats(zero), sample_stats(torch.ones(2, 5)), 0.16) == 0
+    assert (guidance.langevin_step(sample_stats(zero), sample_stats(torch.ones(2, 5)), 0.16) == 0).all()
 
 
 def test_langevin_step() -> None:
     score, z = torch.randn(4, 30), torch.randn(4, 30)
-    norms = [t.double().norm(dim=1).mean() for t in (score, z)]
+    norms = [t.double().norm(dim=1) for t in (score, z)]
     found = guidance.langevin_step(sample_stats(score), sample_stats(z), 0.16, 0.9)
     torch.testing.assert_close(found, 2 * 0.9 * (0.16 * norms[1] / norms[0]) ** 2, rtol=1e-12, atol=0)

@@ -67,6 +67,8 @@ def integrate(
         row = then.sigma / now.sigma * (math.exp(-eta * h) if eta else 1.0) * x if then.sigma else Row()
         std = then.sigma * math.sqrt(-math.expm1(-2 * eta * h)) if eta and then.sigma else 0.0
     else:
+        if eta not in (0, 1):
+            raise ValueError(f"expected eta of 0 or 1 in the space of noise, got {eta}")
         z, factor = h, -(1 + eta) * then.sigma
         row = then.alpha / now.alpha * x
         std = then.sigma * math.sqrt(math.expm1(2 * eta * h)) if eta else 0.0
