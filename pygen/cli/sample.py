@@ -39,7 +39,7 @@ Examples:
 @click.option("--top-k", type=click.IntRange(0), metavar="K", help="Draw from the K likeliest levels only.")
 @click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest levels that make up P only.")
 @click.option("--sampler", metavar="NAME", help="Of diffusion models: ddim, heun, ...  [default: dpmpp-2m]")
-@click.option("--steps", type=click.IntRange(1), help="Of that sampler.  [default: 20]")
+@click.option("--steps", type=click.IntRange(1), help="Of that sampler.  [default: 20; to complete: 50]")
 @click.option("--guidance", type=float, metavar="S", help="Above 1: more like its label, less varied.  [default: 1]")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed: the same samples.")
 @click.option("--complete", "images", metavar="SPEC", help="Data to complete, as for pygen train; the first ones.")
@@ -101,6 +101,8 @@ def sample(
             }
             if diffusion and not isinstance(model, models.DDPM):
                 raise ValueError(f"expected no --{next(iter(diffusion))}: the model is no diffusion model")
+            if sampler is not None and images is not None:
+                raise ValueError("expected no --sampler with --complete: diffusion models complete by RePaint")
             if (images is None) != (known is None):
                 raise ValueError("expected --complete and --known together: images, and what is known of them")
             if loading and images is None:
@@ -118,7 +120,7 @@ def sample(
                 return model.sample(number, labels, **options, **diffusion)
             data, mask = given
             (x, *_) = data.batch(torch.arange(first, first + number) % len(data))
-            return model.complete(x.to(mask.device), mask, labels, **options)
+            return model.complete(x.to(mask.device), mask, labels, **options, **diffusion)
 
         with failing(*INPUT), Progress(console, f"{type(model).__name__}, {checkpoint}", count, "samples") as progress:
             x = sampling.in_batches(model, count, draw, progress.advance)

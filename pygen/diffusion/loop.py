@@ -13,6 +13,7 @@ from torch import Tensor
 from .._seed import Source, seed_of
 from ..ops import diffusion_step, quantile_abs
 from ..progress import Progress
+from ._graph import DEVICES, Replay, State
 from .plan import Plan
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -27,7 +28,7 @@ class Threshold:
     quantile: float = 0.995
     largest: float = 1.0
 
-    def of(self, x: Tensor, outputs: Sequence[Tensor], table: Tensor, row: int = 0) -> Tensor:
+    def of(self, x: Tensor, outputs: Sequence[Tensor], table: Tensor, row: int | Tensor = 0) -> Tensor:
         """The bound of each sample [B], in the arithmetic's type, for a step of `pygen.ops.diffusion_step`."""
         if self.largest <= 1:
             return torch.ones(len(x), dtype=torch.float32, device=x.device)
@@ -60,6 +61,7 @@ def sample_loop(
     known_mask: Tensor | None = None,
     progress: bool | Callable[[int, int], None] = False,
     callback: Callable[[Progressed], None] | None = None,
+    graph: bool = False,
 ) -> Tensor:
     """Runs a plan from a first state and returns the last.
 
@@ -77,6 +79,9 @@ def sample_loop(
     known, known_mask: for plans that repaint: the image, and 1 where its pixels are known.
     progress: True shows a bar; or it is called with (evaluations done, all).
     callback: called after each step.
+    graph: evaluations of one form, as most of a plan's are, run as one CUDA graph, which is captured once: for small
+        networks, whose launches take longer than they. The network must be capturable: no waits for the device, no
+        work that depends on values. Progress then tells what is on its way.
 
     The noise of a sample depends on the seed, its id and the step alone: not on the batch, the rank or the device.
     Not differentiable.
@@ -97,47 +102,64 @@ def sample_loop(
         )
     if known is not None and known_mask is not None:
         known, known_mask = known.expand_as(x), known_mask.expand_as(x)
+    if graph and x.device.type not in DEVICES:
+        raise ValueError(f"expected x on a CUDA device for graph=True, got {x.device}")
+    if graph and (noise is not None or callback is not None):
+        raise ValueError("expected no callback and no noise for graph=True, which calls no Python between kernels")
     seed = seed_of(generator) if noise is None and plan.noisy else 0
     tables = plan.tables(weights)
-    times = plan.timesteps.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    history: list[Tensor | None] = []
-    fed = torch.cat([x * plan.scale] * len(weights)) if len(weights) > 1 or plan.scale != 1 else x
-    report = _Reporter(progress, len(plan))
-    with report:
-        for index, evaluation in enumerate(plan.evaluations):
-            step, (table, row) = evaluation.step, tables[index]
-            outputs: tuple[Tensor, ...] = ()
-            variance = None
-            if evaluation.time is not None:
-                output = network(fed, times[index].expand(len(fed)))
-                if output.shape[1:2] != x.shape[1:2] and step.log_std is not None:
-                    output, variance = output.chunk(2, 1)
-                    variance = variance[-len(x) :]  # of the conditional copy
-                outputs = output.chunk(len(weights))
-            copies = len(weights) if index + 1 < len(plan) and (len(weights) > 1 or step.scale != 1) else 0
-            results = diffusion_step(
-                x, outputs, table, row,
-                rows=len(step.rows),
-                history=[given(history, i) for i in step.reads],
-                noise=noise(index, x) if noise is not None and step.noisy else None,
-                draws=noise is None and step.noisy,
-                generator=seed,
-                first_sample=first_sample,
-                sample_ids=sample_ids,
-                step=index - row + 1,
-                threshold=threshold.of(x, outputs, table, row) if step.threshold and threshold else None,
-                log_std=variance,
-                known=known if step.repaints else None,
-                known_mask=known_mask if step.repaints else None,
-                copies=copies,
-            )  # fmt: skip
-            fed = results.pop() if copies else results[0]
-            if callback is not None:
-                callback(Progressed(index, x, outputs, results[0]))
-            history = [kept(name, x, results, history) for name in step.keep]
-            x = results[0]
+    time_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    times = plan.timesteps.to(device=x.device, dtype=time_dtype, non_blocking=True)
+    if graph:
+        on_device = {id(table): table.to(x.device, non_blocking=True) for table in tables}
+        tables = [on_device[id(table)] for table in tables]
+    scaled = [len(weights) > 1 or scale != 1 for scale in (plan.scale, *(step.scale for step in plan.steps[:-1]))]
+    copies = [len(weights) if wanted else 0 for wanted in (*scaled[1:], False)]
+
+    def evaluate(index: int, row: int | Tensor, state: State) -> State:
+        """Evaluation `index`, by the numbers at `row`, which are its own."""
+        x, step, table = state.x, plan.steps[index], tables[index]
+        outputs: tuple[Tensor, ...] = ()
+        variance = None
+        if plan.evaluations[index].time is not None:
+            time = times[row] if isinstance(row, int) else times.index_select(0, row.reshape(1))
+            output = network(state.fed, time.expand(len(state.fed)))
+            if output.shape[1:2] != x.shape[1:2] and step.log_std is not None:
+                output, variance = output.chunk(2, 1)
+                variance = variance[-len(x) :]  # of the conditional copy
+            outputs = output.chunk(len(weights))
+        results = diffusion_step(
+            x, outputs, table, row,
+            rows=len(step.rows),
+            history=[given(state.history, i) for i in step.reads],
+            noise=noise(index, x) if noise is not None and step.noisy else None,
+            draws=noise is None and step.noisy,
+            generator=seed,
+            first_sample=first_sample,
+            sample_ids=sample_ids,
+            step=1,
+            threshold=threshold.of(x, outputs, table, row) if step.threshold and threshold else None,
+            log_std=variance,
+            known=known if step.repaints else None,
+            known_mask=known_mask if step.repaints else None,
+            copies=copies[index],
+        )  # fmt: skip
+        fed = results.pop() if copies[index] else results[0]
+        if callback is not None:
+            callback(Progressed(index, x, outputs, results[0]))
+        return State(results[0], fed, tuple(kept(name, x, results, state.history) for name in step.keep))
+
+    state = State(x, torch.cat([x * plan.scale] * len(weights)) if scaled[0] else x)
+    replay = Replay(evaluate, x.device) if graph else None
+    with _Reporter(progress, len(plan)) as report:
+        for index, step in enumerate(plan.steps):
+            if replay is None:
+                state = evaluate(index, index, state)
+            else:
+                form = id(tables[index]), step.form, copies[index]
+                state = replay(index, form, state)
             report(index + 1)
-    return x
+    return state.x.clone() if graph else state.x
 
 
 def _weights(guidance: float | Sequence[float] | None) -> tuple[float, ...]:
@@ -176,9 +198,10 @@ class _Reporter:
         self._tell = progress if callable(progress) else None
         self._bar = Progress(Console(stderr=True), "sampling", total, "steps") if progress is True else None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Reporter:
         if self._bar is not None:
             self._bar.__enter__()
+        return self
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:

@@ -48,7 +48,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.evaluations)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         return tuple(evaluation.step for evaluation in self.evaluations)
 
@@ -96,8 +96,11 @@ class Plan:
         """Of the states that the network is asked about, or a step without it starts from."""
         return tuple(evaluation.level for evaluation in self.evaluations)
 
-    def tables(self, weights: Sequence[float] = (1.0,)) -> list[tuple[Tensor, int]]:
-        """For each step the table it is in, among steps of its shape, and its row; for outputs of these weights."""
+    def tables(self, weights: Sequence[float] = (1.0,)) -> list[Tensor]:
+        """For each evaluation the table whose row of its number is its step, for outputs of these weights.
+
+        Steps of one shape have one table.
+        """
         return _tables(self, tuple(weights))
 
     @classmethod
@@ -127,13 +130,14 @@ def _live(steps: Iterable[Step]) -> Iterator[Step]:
 
 
 @lru_cache(maxsize=64)
-def _tables(plan: Plan, weights: tuple[float, ...]) -> list[tuple[Tensor, int]]:
-    groups: dict[tuple[bool, int, int], list[Step]] = {}
-    places = []
-    for evaluation in plan.evaluations:
-        kind = evaluation.time is not None, *evaluation.step.shape
-        group = groups.setdefault(kind, [])
-        places.append((kind, len(group)))
-        group.append(evaluation.step)
-    tables = {kind: table(steps, weights if kind[0] else ()) for kind, steps in groups.items()}
-    return [(tables[kind], row) for kind, row in places]
+def _tables(plan: Plan, weights: tuple[float, ...]) -> list[Tensor]:
+    places: dict[tuple[bool, int, int], list[int]] = {}
+    for index, evaluation in enumerate(plan.evaluations):
+        places.setdefault((evaluation.time is not None, *evaluation.step.shape), []).append(index)
+    tables = [torch.empty(0)] * len(plan)
+    for (asks, *_), indices in places.items():
+        rows = table([plan.steps[index] for index in indices], weights if asks else ())
+        whole = rows.new_zeros(len(plan), rows.shape[1]).index_copy_(0, torch.tensor(indices), rows)
+        for index in indices:
+            tables[index] = whole
+    return tables

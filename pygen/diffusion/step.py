@@ -10,7 +10,7 @@ Everything here is Python floats, float64 therefore; `pygen.ops.diffusion_step` 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -100,6 +100,12 @@ class Step:
     def shape(self) -> tuple[int, int]:
         """How many tensors of history it reads, and rows it has: steps of one shape fit into one table."""
         return len(self.reads), len(self.rows)
+
+    @property
+    def form(self) -> Hashable:
+        """Everything about it but numbers: steps of one form do the same work."""
+        what = self.noisy, self.repaints, self.threshold, self.log_std is None
+        return self.reads, len(self.rows), self.keep, what
 
     def pack(self, weights: Sequence[float] = (1.0,)) -> list[float]:
         """The row of a table, see `pygen.ops.diffusion_step`, for outputs of these weights and history `reads`."""

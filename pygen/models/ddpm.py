@@ -211,26 +211,77 @@ class DDPM(Model):
         progress: progress(done, total) is called after each evaluation of the net.
         """
         seed, given = self._started(n, y, context, generator, first_sample, temperature)
+        run = plan(sampler, self.schedule, steps, clip=1.0) if isinstance(sampler, str) else sampler
+        if run.repaints:
+            raise ValueError("expected a sampler of whole images, got one that repaints, as `complete` does")
+        if run.levels[0].ratio <= run.levels[-1].ratio and len(run) > 1:
+            raise ValueError(f"expected a sampler from noise to data, got {sampler}")
+        return self._run(n, first_sample, given, seed, temperature, run, guidance, progress)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        y: Labels = None,
+        *,
+        generator: Source = None,
+        context: Tensor | None = None,
+        first_sample: int = 0,
+        temperature: float = 1.0,
+        steps: int = 50,
+        jump: int = 2,
+        resample: int = 10,
+        guidance: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Samples [n, C, H, W] that are x where `known` is True, the rest drawn by RePaint (Lugmayr et al. 2022,
+        2201.09865), which asks of the net no more than `sample` does; see `Model.complete`.
+
+        steps: of ancestral sampling; every `jump` of them the last `jump` are taken back by noise and made again,
+            `resample` times in all, so that what is drawn comes to agree with what is known; that much is approximate.
+        The rest as in `sample`.
+        """
+        known = self._check_known(x, known)
+        x = x.where(known, 0)
+        self._check_levels(x, self.levels)
+        seed, given = self._started(len(x), y, context, generator, first_sample, temperature)
+        run = plan("repaint", self.schedule, steps, clip=1.0, eta=1.0, jump=jump, resample=resample)
+        rows = (*given, self._data(x), known.to(torch.float32))
+        drawn = self._run(len(x), first_sample, rows, seed, temperature, run, guidance, progress)
+        return x.where(known, drawn)
+
+    def _run(
+        self,
+        n: int,
+        first_sample: int,
+        rows: Sequence[Tensor | None],
+        seed: int,
+        temperature: float,
+        run: Plan,
+        guidance: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """n samples by a plan; rows: arguments of `_draw` with a row for each."""
         if temperature != 1:
             raise ValueError(f"expected temperature 1, as diffusion has none (it has guidance), got {temperature}")
         if not math.isfinite(guidance):
             raise ValueError(f"expected a finite guidance, got {guidance}")
         if guidance != 1 and self.nothing is None:
             raise ValueError(f"expected guidance 1, as the model has no labels and no context, got {guidance}")
-        run = plan(sampler, self.schedule, steps, clip=1.0) if isinstance(sampler, str) else sampler
-        if run.levels[0].ratio <= run.levels[-1].ratio and len(run) > 1:
-            raise ValueError(f"expected a sampler from noise to data, got {sampler}")
         done, chunks = count(1), max(1, -(-(first_sample + n) // self.CHUNK) - first_sample // self.CHUNK)
         tell = None if progress is None else lambda *_: progress(next(done), chunks * len(run))
         with self.evaluating():
             draw = partial(self._draw, seed=seed, run=run, guidance=guidance, tell=tell)
-            return self._in_chunks(n, first_sample, given, draw)
+            return self._in_chunks(n, first_sample, rows, draw)
 
     def _draw(
         self,
         first: int,
         y: Tensor | None,
         context: Tensor | None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
         *,
         seed: int,
         run: Plan,
@@ -249,7 +300,8 @@ class DDPM(Model):
         dtype = torch.promote_types(like.dtype, torch.float32)
         where: dict[str, Any] = {"generator": seed, "first_sample": first}
         x = run.first_state((self.CHUNK, *self.shape), dtype=dtype, device=like.device, **where)
-        x = sample_loop(net, x, run, guidance=None if guidance == 1 else guidance, progress=tell or False, **where)
+        options: dict[str, Any] = {"guidance": None if guidance == 1 else guidance, "progress": tell or False}
+        x = sample_loop(net, x, run, known=known, known_mask=known_mask, **options, **where)
         return denormalize(x, self.levels)
 
 

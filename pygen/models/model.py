@@ -28,7 +28,7 @@ class Model(nn.Module):
     """A density over tensors of one shape, perhaps given a label y and a context vector.
 
     A subclass implements `_prepare` and `_log_density`, which every likelihood here is made of, and `_sample`; perhaps
-    `_complete`.
+    `complete`.
 
     config: the constructor's arguments; a checkpoint keeps them.
     shape: shape of one sample, without the batch.
@@ -187,31 +187,10 @@ class Model(nn.Module):
         x: [n, *shape]; only what is known of it matters. known: bool, of a shape that broadcasts to that of x.
         Not every model can: NotImplementedError.
         """
-        if type(self)._complete is Model._complete:
-            raise NotImplementedError(f"{type(self).__name__} cannot complete samples that are known in part")
-        known = self._check_known(x, known)
-        seed, given = self._started(len(x), y, context, generator, first_sample, temperature)
-        rows = (x.where(known, 0), ~known, *given)
-        with self.evaluating():
-            return self._in_chunks(
-                len(x), first_sample, rows, partial(self._complete, seed=seed, temperature=temperature)
-            )
+        raise NotImplementedError(f"{type(self).__name__} cannot complete samples that are known in part")
 
     def _sample(self, first: int, y: Tensor | None, context: Tensor | None, seed: int, temperature: float) -> Tensor:
         """The chunk of samples first .. first + CHUNK - 1."""
-        raise NotImplementedError
-
-    def _complete(
-        self,
-        first: int,
-        x: Tensor,
-        unknown: Tensor,
-        y: Tensor | None,
-        context: Tensor | None,
-        seed: int,
-        temperature: float,
-    ) -> Tensor:
-        """The same for samples of which only a part is unknown; nothing is of what fills up a chunk."""
         raise NotImplementedError
 
     def _started(

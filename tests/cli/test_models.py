@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from pygen.data import load
 from pygen.models import RealNVP
 
 from ..models.test_layers import perturbed
-from ..models.test_sampling import Completer
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
@@ -138,12 +138,11 @@ def test_pictures_show_the_samples(tmp_path: Path) -> None:
     assert (sheet[gap + 60 + gap :, gap + 40 + gap :] == 96).all()  # no fourth sample
 
 
-@pytest.mark.parametrize("kind", ["npy", "png"])
-def test_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("PixelCNN", "npy"), ("PixelCNN", "png"), ("DDPM", "npy")])
+def test_completions(tmp_path: Path, name: str, kind: str) -> None:
     torch.manual_seed(0)
-    Completer.levels = 256
-    monkeypatch.setitem(models.MODELS, "completer", Completer)
-    Completer(3).save(tmp_path / "model")
+    sizes: dict[str, Any] = {"hidden": 8, "num_classes": 3} | ({"widths": (1,)} if name == "DDPM" else {})
+    getattr(models, name)((1, 2, 2), 256, **sizes).save(tmp_path / "model")
     x = np.random.RandomState(0).randint(0, 256, (5, 1, 2, 2)).astype(np.uint8)
     np.save(tmp_path / "images.npy", x)
     mask = np.array([[True, False], [True, True]])
@@ -152,7 +151,8 @@ def test_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str)
     else:
         Image.fromarray((255 * mask).astype(np.uint8)).save(tmp_path / "mask.png")
     given = ("--complete", tmp_path / "images.npy", "--known", tmp_path / f"mask.{kind}")
-    result = invoke("sample", tmp_path / "model", "-n", "12", *given, "--out", tmp_path / "out.npz")
+    steps = ("--steps", "5") if name == "DDPM" else ()
+    result = invoke("sample", tmp_path / "model", "-n", "12", *given, *steps, "--out", tmp_path / "out.npz")
     assert result.exit_code == 0, result.output
     with np.load(tmp_path / "out.npz") as arrays:
         found, source = arrays["samples"], x[np.arange(12) % 5]
@@ -290,10 +290,8 @@ def test_wrong_arguments_of_interpolate(
     np.savez(tmp_path / "two.npz", x=np.zeros((2, 1, 4, 4), np.uint8), y=[1, 2])
     apart = refused("interpolate", saved, "--data", tmp_path / "two.npz", *out)
     assert apart == "expected two samples of one label among the first 2, got none: choose with --pair I J"
-    monkeypatch.setitem(models.MODELS, "completer", Completer)
-    Completer.levels = 256
-    Completer().save(tmp_path / "other")
-    assert refused("interpolate", tmp_path / "other", *out) == "Completer has no latent space to interpolate in"
+    models.PixelCNN((1, 4, 4), 256, hidden=8).save(tmp_path / "other")
+    assert refused("interpolate", tmp_path / "other", *out) == "PixelCNN has no latent space to interpolate in"
     assert not (tmp_path / "p.png").exists()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pygen.diffusion import Discrete, Edm, Plan, Progressed, Threshold, plan, sample_loop
+from pygen.diffusion import Discrete, Edm, Plan, Progressed, Threshold, _graph, loop, plan, sample_loop
 
 STABLE: dict[str, Any] = {"betas": "scaled_linear", "start": 0.00085, "end": 0.012}
 
@@ -137,17 +138,52 @@ def test_steps_compute_no_more_than_is_read() -> None:
     run = made("dpmpp-2m", steps=5)
     assert [step.shape for step in run.steps] == [(0, 2), (1, 2), (1, 2), (1, 1), (0, 1)]
     tables = run.tables()
-    assert [row for _, row in tables] == [0, 0, 1, 0, 0]
-    assert tables[1][0] is tables[2][0]
+    assert [len({*map(id, tables)}), tables[1] is tables[2]] == [4, True]
+    for index, step in enumerate(run.steps):
+        assert tables[index][index].tolist() == step.pack()
     assert run.tables() is tables
 
 
 def test_a_long_plan_is_one_table() -> None:
     run = made("ddpm", steps=1000)
     tables = run.tables((1.0, 2.0))
-    assert len({id(table) for table, _ in tables}) == 1
-    assert tables[0][0].shape[0] == 1000
-    assert [row for _, row in tables] == list(range(1000))
+    assert len({*map(id, tables)}) == 1
+    assert tables[0].shape[0] == 1000
+
+
+GRAPHS = {
+    "ddpm": 1, "dpmpp-2m": 1, "dpmpp-3m-sde": 1, "unipc": 1, "heun": 2, "pndm": 1, "dpmpp-sde": 2, "repaint": 3
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", GRAPHS)
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_replay(sampler: str, guidance: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a graph would repeat, repeated by calling it: the same bits, and few of them."""
+    graphs: list[Callable[[], None]] = []
+
+    def captured(function: Callable[[], None]) -> Callable[[], None]:
+        graphs.append(function)
+        return function
+
+    monkeypatch.setattr(_graph, "captured", captured)
+    monkeypatch.setattr(loop, "DEVICES", ("cpu",))
+    run = made(sampler, steps=12)
+    x = first(run)
+    options: dict[str, Any] = {"guidance": guidance, "generator": 1}
+    if run.repaints:
+        options |= {"known": torch.ones_like(x), "known_mask": x > 0}
+    expected = sample_loop(network, x, run, **options)
+    before = x.clone()
+    assert torch.equal(sample_loop(network, x, run, graph=True, **options), expected)
+    assert torch.equal(x, before)
+    assert len(graphs) == GRAPHS[sampler]
+
+
+def test_replay_is_refused() -> None:
+    run = made("ddim")
+    with pytest.raises(ValueError, match="expected x on a CUDA device for graph=True, got cpu"):
+        sample_loop(network, first(run), run, graph=True)
 
 
 def test_float32_is_near_float64() -> None:

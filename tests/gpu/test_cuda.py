@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 import pygen
-from pygen import backends
+from pygen import backends, diffusion
 from tests.causal_sampler.models import MODELS, STORAGE, Sampling, sampling
 from tests.contract.params import SPECS, few
 from tests.harness import checks
@@ -280,6 +280,31 @@ def test_sampling_is_captured_and_the_host_does_not_wait(name):
     for _ in range(2):
         graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+# --- loops of diffusion ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp-2m", "unipc", "heun"])
+def test_a_sampling_loop_waits_for_nothing_and_replays_graphs(sampler, guidance):
+    net = torch.nn.Conv2d(3, 3, 3, padding=1, device="cuda")
+    plan = diffusion.plan(sampler, diffusion.Discrete.of(), 12)
+    x = plan.first_state((4, 3, 16, 16), generator=0, device="cuda")
+
+    def run(graph: bool) -> Tensor:
+        return diffusion.sample_loop(
+            lambda x, t: net(x) + t.view(-1, 1, 1, 1) / 1000, x, plan, guidance=guidance, generator=1, graph=graph
+        )
+
+    expected = run(False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = run(False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    torch.testing.assert_close(run(True), expected)
 
 
 # --- torch -----------------------------------------------------------------------------------------------------------

@@ -251,17 +251,62 @@ def test_samples_are_those_of_the_loop() -> None:
 
 # Multistep methods that have no plan from pure noise on straight paths, and one for discrete schedules alone.
 NOT_STRAIGHT = {"deis", "dpm-singlestep", "ipndm", "pndm", "tcd"}
+OTHERS = {"ddim-inverse", "repaint"}  # that draw no images from noise alone
 
 
 @pytest.mark.parametrize(
     ("sampler", "schedule"),
-    [(name, "linear") for name in sorted(SAMPLERS) if name != "ddim-inverse"]
-    + [(name, "flow") for name in sorted(SAMPLERS.keys() - NOT_STRAIGHT - {"ddim-inverse"})],
+    [(name, "linear") for name in sorted(SAMPLERS.keys() - OTHERS)]
+    + [(name, "flow") for name in sorted(SAMPLERS.keys() - NOT_STRAIGHT - OTHERS)],
 )
 def test_every_sampler_runs(sampler: str, schedule: str) -> None:
     model = moved(small(prediction="flow_prediction", schedule=schedule))
     model.CHUNK = 2
     assert model.sample(2, generator=0, sampler=sampler, steps=4).float().std() > 0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "flow"])
+def test_complete(schedule: str) -> None:
+    model = moved(small(num_classes=2, prediction="flow_prediction", schedule=schedule))
+    model.CHUNK = 4
+    x, known = torch.randint(5, (6, 1, 4, 4)), torch.rand(4, 4) > 0.5
+    y = torch.tensor([0, 1] * 3)
+    options: dict[str, Any] = {"generator": 0, "steps": 12, "jump": 4, "resample": 3, "guidance": 2.0}
+    told: list[tuple[int, int]] = []
+    drawn = model.complete(x, known, y, progress=lambda done, total: told.append((done, total)), **options)
+    assert torch.equal(drawn.where(known, 0), x.where(known, 0))
+    assert not torch.equal(drawn, x)
+    assert told[-1] == (len(told), len(told)) == (2 * (12 + 2 * 2 * (4 + 1)),) * 2
+    hidden = model.complete(x.where(known, 4), known, y, **options)  # what is unknown says nothing
+    assert torch.equal(hidden, drawn)
+    rest = model.complete(x[4:], known, y[4:], first_sample=4, **options)
+    assert torch.equal(rest, drawn[4:])
+    assert len(model.complete(x[:0], known, y[:0], **options)) == 0
+
+
+def test_what_is_completed_agrees_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data of a normal distribution with the exact net: the mean and variance given a pixel."""
+    model = DDPM((1, 2, 2), hidden=8, widths=(1,), attention=0, blocks=1).double()
+    std, correlation, n = 0.25, 0.8, 512
+    covariance = std**2 * (correlation + (1 - correlation) * torch.eye(4, dtype=torch.float64))
+
+    def net(x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+        abar = model.schedule.alphas_cumprod[int(time[0])].double()  # type: ignore[union-attr]
+        shrink = abar * covariance + (1 - abar) * torch.eye(4)
+        x0 = abar.sqrt() * x.flatten(1) @ torch.linalg.solve(shrink, covariance)
+        return ((x - abar.sqrt() * x0.view_as(x)) / (1 - abar).sqrt()).view_as(x)
+
+    monkeypatch.setattr(model.net, "forward", net)
+    x = torch.full((n, 1, 2, 2), 191)  # 0.498
+    known = torch.tensor([[True, False], [False, False]])
+    means, stds = [], []
+    for resample in (1, 10):  # RePaint nears what is right, from the mean of all data, 0
+        drawn = model.complete(x, known, generator=0, resample=resample).double() / 127.5 - 1
+        means.append(drawn.flatten(1)[:, 1:].mean().item())
+        stds.append(drawn.flatten(1)[:, 1:].std(0).mean().item())
+    assert means[0] < 0.2 < means[1]
+    assert means[1] == pytest.approx(correlation * 0.498, abs=0.08)
+    assert stds[1] == pytest.approx(std * math.sqrt(1 - correlation**2), abs=0.04)
 
 
 def test_guidance() -> None:
@@ -405,10 +450,14 @@ def test_errors() -> None:
         small().sample(2, guidance=3.0)
     with pytest.raises(ValueError, match="expected a sampler from noise to data, got ddim-inverse"):
         model.sample(2, sampler="ddim-inverse")
-    with pytest.raises(ValueError, match="expected between 1 and 1000 steps, got 0"):
+    with pytest.raises(ValueError, match="expected steps from 1 to 1000, got 0"):
         model.sample(2, steps=0)
-    with pytest.raises(NotImplementedError, match="DDPM cannot complete"):
-        model.complete(x, torch.ones(4, 4).bool())
+    with pytest.raises(ValueError, match="expected a sampler of whole images, got one that repaints"):
+        model.sample(2, sampler="repaint")
+    with pytest.raises(ValueError, match="expected jump >= 1, got 0"):
+        model.complete(x, torch.ones(4, 4).bool(), 0, jump=0)
+    with pytest.raises(ValueError, match=r"levels in \[0, 5\), got 7"):
+        model.complete(torch.full_like(x, 7), torch.ones(4, 4).bool(), 0)
 
 
 def test_targets_are_those_of_the_samplers() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from pygen import random, sampling
-from pygen.models import Model, RealNVP, RealNVPFlat
+from pygen.models import DDPM, Model, PixelCNN, RealNVP, RealNVPFlat
 
 from .test_layers import perturbed
 
@@ -85,60 +84,15 @@ def test_interpolation_starts_and_ends_at_its_ends() -> None:
 # --- completion ------------------------------------------------------------------------------------------------------
 
 
-class Completer(Model):
-    """Draws the unknown from the known's mean, the label, and noise of the stream."""
-
-    CHUNK = 4
-    levels = 17
-
-    def __init__(self, num_classes: int | None = None) -> None:
-        super().__init__({"num_classes": num_classes}, (1, 2, 2), num_classes, 0)
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def _complete(
-        self,
-        first: int,
-        x: Tensor,
-        unknown: Tensor,
-        y: Tensor | None,
-        context: Tensor | None,
-        seed: int,
-        temperature: float,
-    ) -> Tensor:
-        assert len(x) == self.CHUNK
-        noise = random.integers(5, x.shape, generator=seed, first_sample=first)
-        drawn = (
-            (temperature * noise).long() + (0 if y is None else y[:, None, None, None]) + x.sum((1, 2, 3), keepdim=True)
-        )
-        return torch.where(unknown, drawn % 17, x).to(torch.uint8)
-
-
 def test_a_model_without_complete_says_so() -> None:
     x = torch.zeros(2, 1, 8, 8).byte()
     with pytest.raises(NotImplementedError, match="RealNVP cannot complete samples that are known in part"):
         image_model().complete(x, torch.ones(8, 8).bool())
 
 
-@pytest.mark.parametrize("labels", [None, 3])
-def test_completions_keep_the_known_and_depend_on_their_numbers(labels: int | None) -> None:
-    model = Completer(labels)
-    x = torch.randint(17, (11, 1, 2, 2), dtype=torch.uint8)
-    known = torch.tensor([[True, False], [True, True]])
-    whole = model.complete(x, known, generator=2)
-    assert torch.equal(whole[:, 0][:, known], x[:, 0][:, known])
-    assert (whole != x).any()
-    for part in (slice(0, 1), slice(3, 6), slice(7, 11)):
-        first = {"generator": 2, "first_sample": part.start}
-        assert torch.equal(model.complete(x[part], known, **first), whole[part])
-    changed = torch.where(known, x, 16 - x)  # what is not known does not matter
-    assert torch.equal(model.complete(changed, known, generator=2), whole)
-    if labels is not None:
-        y = model.draw_labels(11, generator=2)
-        assert torch.equal(model.complete(x, known, y, generator=2), whole)
-
-
-def test_wrong_completions() -> None:
-    model, x = Completer(), torch.zeros(2, 1, 2, 2).byte()
+@pytest.mark.parametrize("model", [PixelCNN((1, 2, 2), 17, hidden=8), DDPM((1, 2, 2), 17, hidden=8, widths=(1,))])
+def test_wrong_completions(model: Model) -> None:
+    x = torch.zeros(2, 1, 2, 2).byte()
     with pytest.raises(TypeError, match="expected known as a bool tensor"):
         model.complete(x, torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"expected known to broadcast to \[2, 1, 2, 2\], got \[3, 2\]"):
