@@ -21,6 +21,7 @@ OPS = (
     "pixelcnn",
     "causal_sampler",
     "diffusion_step",
+    "sampling",
     "sample_stats",
     "diffusion_loss",
 )

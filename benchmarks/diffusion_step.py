@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -24,12 +24,12 @@ STEPS, AT = 50, 24
 
 
 @cache
-def _alphas_cumprod() -> tuple[float, ...]:
+def alphas_cumprod() -> tuple[float, ...]:
     return tuple((1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0).tolist())
 
 
 def _abar(t: int) -> float:
-    return _alphas_cumprod()[t]
+    return alphas_cumprod()[t]
 
 
 class Point:
@@ -224,14 +224,18 @@ SAMPLERS = {
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
-def diffusers(sampler: Sampler) -> Function:
-    """The scheduler's step, set to the middle of its steps before each call."""
+def scheduler_of(sampler: Sampler) -> Any:
+    """diffusers' scheduler. Raises ImportError without diffusers."""
     import diffusers
 
     name, options = sampler.scheduler
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scheduler = getattr(diffusers, name)(**options)
+        return getattr(diffusers, name)(**options)
+
+
+def scheduler_step(sampler: Sampler, scheduler: Any) -> Function:
+    """A scheduler's step, set to the middle of its steps before each call."""
     scheduler.set_timesteps(STEPS)
     t = scheduler.timesteps[AT]
 
@@ -264,7 +268,7 @@ def case(name: str, shape: tuple[int, ...], dtype: torch.dtype, **of_case: Any) 
             {"eager": sampler.eager},
             ours if sampler.draws else step(reference.diffusion_step),
             {"fwd": work},
-            {"diffusers": partial(diffusers, sampler)},
+            {"diffusers": lambda: scheduler_step(sampler, scheduler_of(sampler))},
             rounds=True,
         )
 

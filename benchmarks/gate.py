@@ -81,7 +81,8 @@ class Gate:
         """None when ours is right, else what is wrong."""
         ulps = 8 if self.float64 else 1
         bounds = {
-            name: self.slack * (2 * min(e[name] for e in self.eager) + ulps * self.eps * _size(truth)) + self.tolerance
+            name: self.slack * (2 * min((e[name] for e in self.eager), default=0.0) + ulps * self.eps * _size(truth))
+            + self.tolerance
             for name, truth in self.truth.items()
         }
         return self._judge(self.errors(bound), bounds)
@@ -100,7 +101,8 @@ class DrawGate:
     """Judges arms that draw random numbers.
 
     Ours: the reference's bits, for the same state of torch's generator, or its numbers to a unit in the last place of
-    the largest if it `rounds`; where rounding decides some draws, in all samples but a fraction `tolerance`.
+    the largest (`slack` of them) if it `rounds`; where rounding decides some draws, in all samples but a fraction
+    `tolerance`.
     Baselines: shape, dtype, and mean and standard deviation to a tenth of the latter, and to what chance makes of few
     draws: the same distribution, not another one.
     """
@@ -109,7 +111,7 @@ class DrawGate:
         self.proof = problem.proof
         with backends.use("reference"):
             self.truth = self.outputs(problem.ours, (problem.proof or problem.inputs).tensors)
-        self.tolerance, self.rounds = problem.tolerance, problem.rounds
+        self.tolerance, self.ulps = problem.tolerance, problem.slack if problem.rounds else 0.0
 
     @staticmethod
     def outputs(function: Function, inputs: Tensors) -> Tensors:
@@ -122,7 +124,7 @@ class DrawGate:
         inputs = self.proof.tensors if self.proof else bound.inputs
         pairs = zip(self.outputs(bound.function, inputs), self.truth, strict=True)
         for a, b in pairs:
-            ulp = torch.finfo(b.dtype).eps * _size(b.double()) if self.rounds else 0.0
+            ulp = self.ulps * torch.finfo(b.dtype).eps * _size(b.double())
             same_shape = a.shape == b.shape and a.numel()
             others = ((a != b) & ~((a - b).abs() <= ulp)).flatten(1).any(1).double().mean() if same_shape else 0.0
             if a.shape != b.shape or not others <= self.tolerance:

@@ -13,6 +13,11 @@ namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 
+// What is known at compile time. kPlain: no noise, nothing known; a form of its own, since vectors that may not be used
+// are nevertheless kept. kUsual: besides, one output, no rescaling, no threshold, no type but the arithmetic's, and
+// results that fit the caches, where branches take as long as the work.
+enum class StepForm { kAny, kPlain, kUsual };
+
 constexpr int64_t kStepBlock = 1024;  // elements whose noise is drawn at once: it stays in the first-level cache
 
 #if defined(CPU_CAPABILITY_AVX512)
@@ -51,8 +56,9 @@ PYGEN_INLINE void load_vectors(Vec<T>* v, const S* p, int64_t n) {
   }
 }
 
-template <int N, class T>
+template <StepForm kForm, int N, class T>
 PYGEN_INLINE void load_vectors(Vec<T>* v, const Stored& from, int64_t at, int64_t n) {
+  if constexpr (kForm == StepForm::kUsual) return load_vectors<N>(v, static_cast<const T*>(from.data) + at, n);
   with_storage(from.type, [&](auto s) __attribute__((always_inline)) {
     load_vectors<N>(v, static_cast<const decltype(s)*>(from.data) + at, n);
   });
@@ -84,8 +90,9 @@ PYGEN_INLINE void store_vectors(S* p, const Vec<T>* v, int64_t n, bool stream) {
   if (!direct) copy(p, some, n, stream);
 }
 
-template <int N, class T>
+template <StepForm kForm, int N, class T>
 PYGEN_INLINE void store_vectors(const Written& to, int64_t at, const Vec<T>* v, int64_t n, bool stream) {
+  if constexpr (kForm == StepForm::kUsual) return store_vectors<N>(static_cast<T*>(to.data) + at, v, n, false);
   with_storage(Storage(to.type), [&](auto s) __attribute__((always_inline)) {
     using S = decltype(s);
     if constexpr (!std::is_same_v<S, uint8_t>) store_vectors<N>(static_cast<S*>(to.data) + at, v, n, stream);
@@ -138,41 +145,46 @@ PYGEN_INLINE void each_vector(Vec<T>* v, const F& f) {
   for (int k = 0; k < N; ++k) v[k] = f(k);
 }
 
-// n elements from i on, at most N vectors. noise: element 0 of it is element `first`. kPlain: no noise, nothing known;
-// a form of its own, since vectors that may not be used are nevertheless kept.
-template <bool kPlain, int N, class T>
+// n elements from i on, at most N vectors. noise: element 0 of it is element `first`.
+template <StepForm kForm, int N, class T>
 PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, const Stored& noise, int64_t first,
                                int64_t i, int64_t n) {
   using V = Vec<T>;
   using at::vec::fmadd;
+  constexpr bool kUsual = kForm == StepForm::kUsual;
   V x[N], g[N], x0[N];
-  load_vectors<N>(x, a.x, i, n);
-  each_vector<N>(g, [](int) { return V(T(0)); });
-  for (int j = 0; j < a.outputs; ++j) {
-    V m[N];
-    load_vectors<N>(m, a.output[j], i, n);
-    each_vector<N>(g, [&](int k) { return fmadd(V(c.weight[j]), m[k], g[k]); });
+  load_vectors<kForm, N>(x, a.x, i, n);
+  if constexpr (kUsual) {
+    load_vectors<kForm, N>(g, a.output[0], i, n);
+    each_vector<N>(g, [&](int k) { return V(c.weight[0]) * g[k]; });
+  } else {
+    each_vector<N>(g, [](int) { return V(T(0)); });
+    for (int j = 0; j < a.outputs; ++j) {
+      V m[N];
+      load_vectors<kForm, N>(m, a.output[j], i, n);
+      each_vector<N>(g, [&](int k) { return fmadd(V(c.weight[j]), m[k], g[k]); });
+    }
   }
-  if (a.rescale) each_vector<N>(g, [&](int k) { return g[k] * V(c.rescale); });
+  if (!kUsual && a.rescale) each_vector<N>(g, [&](int k) { return g[k] * V(c.rescale); });
   each_vector<N>(x0, [&](int k) { return fmadd(V(c.p), x[k], V(c.q) * g[k]); });
   if (c.clip != std::numeric_limits<T>::infinity()) {
     const V high(c.clip), low(-c.clip);
     each_vector<N>(x0, [&](int k) { return at::vec::clamp(x0[k], low, high); });
   }
-  if (a.threshold) {
+  if (!kUsual && a.threshold) {
     const V s(c.threshold), low(-c.threshold);
     each_vector<N>(x0, [&](int k) { return at::vec::clamp(x0[k], low, s) / s; });
   }
 
   V z[N], kept[N];
-  if constexpr (!kPlain) {
-    if (noise.data) load_vectors<N>(z, noise, i - first, n);
+  if constexpr (kForm == StepForm::kAny) {
+    if (noise.data) load_vectors<kForm, N>(z, noise, i - first, n);
     if (a.known.data) {
-      load_vectors<N>(kept, a.known, i, n);
+      load_vectors<kForm, N>(kept, a.known, i, n);
       each_vector<N>(kept, [&](int k) { return V(c.known) * kept[k]; });
       if (a.known_noise.data) {
         V own[N];
-        load_vectors<N>(own, a.known_noise, i, n);
+        load_vectors<kForm, N>(own, a.known_noise, i, n);
         each_vector<N>(kept, [&](int k) { return fmadd(V(c.known_noise), own[k], kept[k]); });
       } else if (noise.data) {
         each_vector<N>(kept, [&](int k) { return fmadd(V(c.known_noise), z[k], kept[k]); });
@@ -180,7 +192,7 @@ PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, 
     }
     if (noise.data && a.log_std.data) {
       V l[N];
-      load_vectors<N>(l, a.log_std, i, n);
+      load_vectors<kForm, N>(l, a.log_std, i, n);
       each_vector<N>(z, [&](int k) {
         const Exp<T> e = exp_parts(fmadd(V(c.slope), l[k], V(c.log_std)));
         return scale2(e.m, e.n) * z[k];
@@ -192,39 +204,39 @@ PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, 
     const StepRow<T>& row = c.row[r];
     V y[N];
     each_vector<N>(y, [&](int k) { return fmadd(V(row.b), x0[k], fmadd(V(row.e), g[k], V(row.a) * x[k])); });
-    if (!kPlain && noise.data) each_vector<N>(y, [&](int k) { return fmadd(V(row.d), z[k], y[k]); });
+    if (kForm == StepForm::kAny && noise.data) each_vector<N>(y, [&](int k) { return fmadd(V(row.d), z[k], y[k]); });
     for (int h = 0; h < a.history; ++h) {
       V past[N];
-      load_vectors<N>(past, a.past[h], i, n);
+      load_vectors<kForm, N>(past, a.past[h], i, n);
       each_vector<N>(y, [&](int k) { return fmadd(V(row.past[h]), past[k], y[k]); });
     }
-    if (!kPlain && r == 0 && a.known.data) {
+    if (kForm == StepForm::kAny && r == 0 && a.known.data) {
       V m[N];
-      load_vectors<N>(m, a.mask, i, n);
+      load_vectors<kForm, N>(m, a.mask, i, n);
       each_vector<N>(y, [&](int k) { return fmadd(m[k], kept[k], (V(T(1)) - m[k]) * y[k]); });
     }
-    store_vectors<N>(a.result[r], i, y, n, a.stream);
+    store_vectors<kForm, N>(a.result[r], i, y, n, a.stream);
     if (r == 0 && a.copies) {
       V u[N];
       each_vector<N>(u, [&](int k) { return V(c.scale) * y[k]; });
       for (int64_t batch = 0; batch < a.copies; ++batch) {
-        store_vectors<N>(a.next, batch * a.elements + i, u, n, a.stream);
+        store_vectors<kForm, N>(a.next, batch * a.elements + i, u, n, a.stream);
       }
     }
   }
 }
 
-template <bool kPlain, class T>
+template <StepForm kForm, class T>
 void step_elements(const StepArgs& a, int64_t begin, int64_t end) {
   constexpr int64_t kVector = Vec<T>::size(), kGroup = kStepVectors * kVector;
   StepCoefficients<T> c;
   int64_t read = -1;  // the run that c is of
-  alignas(64) float drawn[kPlain ? 1 : kStepBlock];
+  alignas(64) float drawn[kForm == StepForm::kAny ? kStepBlock : 1];
   Stored noise = a.noise;
   int64_t first = 0;
   for (int64_t block = begin; block < end; block += kStepBlock) {
     const int64_t stop = std::min(end, block + kStepBlock);
-    if (!kPlain && a.draws) {
+    if (kForm == StepForm::kAny && a.draws) {
       fill_values<Distribution::kNormal>(a.place, block, stop, drawn);
       noise = {drawn, Storage::kF32};
       first = block;
@@ -232,8 +244,8 @@ void step_elements(const StepArgs& a, int64_t begin, int64_t end) {
     for (int64_t i = block; i < stop;) {
       const int64_t run = i / a.run, last = std::min(stop, (run + 1) * a.run);
       if (run != read) c.read(a, run), read = run;
-      for (; i + kGroup <= last; i += kGroup) step_vectors<kPlain, kStepVectors>(a, c, noise, first, i, kGroup);
-      for (; i < last; i += kVector) step_vectors<kPlain, 1>(a, c, noise, first, i, std::min(kVector, last - i));
+      for (; i + kGroup <= last; i += kGroup) step_vectors<kForm, kStepVectors>(a, c, noise, first, i, kGroup);
+      for (; i < last; i += kVector) step_vectors<kForm, 1>(a, c, noise, first, i, std::min(kVector, last - i));
       i = last;
     }
   }
@@ -241,9 +253,21 @@ void step_elements(const StepArgs& a, int64_t begin, int64_t end) {
 }
 
 template <class T>
+bool usual(const StepArgs& a) {
+  constexpr auto kType = std::is_same_v<T, float> ? Storage::kF32 : Storage::kF64;
+  const auto read = [&](const Stored& s) { return s.type == kType; };
+  const auto made = [&](const Written& w) { return Storage(w.type) == kType; };
+  return a.outputs == 1 && !a.rescale && !a.threshold && !a.stream && read(a.x) && read(a.output[0]) &&
+         std::all_of(a.past, a.past + a.history, read) && std::all_of(a.result, a.result + a.results, made) &&
+         (!a.copies || made(a.next));
+}
+
+template <class T>
 void diffusion_step(const StepArgs& a, int64_t begin, int64_t end) {
   const bool plain = !a.draws && !a.noise.data && !a.known.data;
-  return plain ? step_elements<true, T>(a, begin, end) : step_elements<false, T>(a, begin, end);
+  if (!plain) return step_elements<StepForm::kAny, T>(a, begin, end);
+  return usual<T>(a) ? step_elements<StepForm::kUsual, T>(a, begin, end)
+                     : step_elements<StepForm::kPlain, T>(a, begin, end);
 }
 
 }  // namespace

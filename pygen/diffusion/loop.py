@@ -110,6 +110,8 @@ def sample_loop(
     tables = plan.tables(weights)
     time_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     times = plan.timesteps.to(device=x.device, dtype=time_dtype, non_blocking=True)
+    times = times[:, None].expand(-1, len(weights) * len(x))
+    told = times.unbind()
     if graph:
         on_device = {id(table): table.to(x.device, non_blocking=True) for table in tables}
         tables = [on_device[id(table)] for table in tables]
@@ -122,12 +124,12 @@ def sample_loop(
         outputs: tuple[Tensor, ...] = ()
         variance = None
         if plan.evaluations[index].time is not None:
-            time = times[row] if isinstance(row, int) else times.index_select(0, row.reshape(1))
-            output = network(state.fed, time.expand(len(state.fed)))
-            if output.shape[1:2] != x.shape[1:2] and step.log_std is not None:
+            time = told[row] if isinstance(row, int) else times.index_select(0, row.reshape(1)).squeeze(0)
+            output = network(state.fed, time)
+            if step.log_std is not None and output.shape[1:2] != x.shape[1:2]:
                 output, variance = output.chunk(2, 1)
                 variance = variance[-len(x) :]  # of the conditional copy
-            outputs = output.chunk(len(weights))
+            outputs = output.chunk(len(weights)) if len(weights) > 1 else (output,)
         results = diffusion_step(
             x, outputs, table, row,
             rows=len(step.rows),

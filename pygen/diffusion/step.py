@@ -88,11 +88,11 @@ class Step:
         """The tensors of history that a row needs."""
         return tuple(sorted({i for row in self.rows for i, weight in enumerate(row.history) if weight}))
 
-    @property
+    @cached_property
     def noisy(self) -> bool:
         return any(row.noise for row in self.rows) or self.known_noise != 0
 
-    @property
+    @cached_property
     def repaints(self) -> bool:
         return self.known != 0 or self.known_noise != 0
 
