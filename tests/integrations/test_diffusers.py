@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pygen.integrations import diffusers as ours
+from pygen.integrations.diffusers._call import METHODS
 
 from ..diffusion import peers
 
@@ -148,7 +149,7 @@ def made(name: str, options: dict[str, Any]) -> Any:
 
 def same_state(patched: Any, plain: Any) -> None:
     """Whatever is in both, history included."""
-    skipped = {"step"} | {name for name in vars(patched) if name.startswith("_pygen")}
+    skipped = {*METHODS[type(plain).__name__]} | {name for name in vars(patched) if name.startswith("_pygen")}
     for name in vars(plain).keys() | vars(patched).keys() - skipped:
         mine, theirs = getattr(patched, name), getattr(plain, name)
         flat = [(mine, theirs)]
@@ -164,21 +165,29 @@ def same_state(patched: Any, plain: Any) -> None:
                 assert a == b, name
 
 
+def no_fallback(monkeypatch: pytest.MonkeyPatch, name: str, method: str) -> None:
+    """A scheduler that is patched from here on does not find its own method any more."""
+    kind = peers.scheduler_class(name)
+
+    def fails(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"{name}.{method} was called")
+
+    fails.__signature__ = inspect.signature(getattr(kind, method))  # type: ignore[attr-defined]
+    monkeypatch.setattr(kind, method, fails)
+
+
 @pytest.mark.parametrize(("name", "options", "more"), ALL, ids=label)
-def test_equal(name: str, options: dict[str, Any], more: dict[str, Any]) -> None:
-    plain, patched = made(name, options), ours.patch_scheduler(made(name, options))
+def test_equal(name: str, options: dict[str, Any], more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = made(name, options)
     x = next(peers.draws(SHAPE, seed=1)) * init_noise_sigma(plain)
     numbers = name == "LCMScheduler"  # whose coefficients are float32 if it is told tensors
     try:
         expected = peers.diffusers_loop(plain, x, numbers=numbers, **more)
     except AssertionError:
         pytest.skip("the peer fails: its first two timesteps are equal, and it starts from the second")
-    called = []
-    original = type(patched).step
-    with pytest.MonkeyPatch.context() as patches:  # its own step is not to be called
-        patches.setattr(type(patched), "step", lambda *a, **k: called.append(1) or original(*a, **k))
-        found = peers.diffusers_loop(patched, x, numbers=numbers, **more)
-    assert not called
+    no_fallback(monkeypatch, name, "step")
+    patched = ours.patch_scheduler(made(name, options))
+    found = peers.diffusers_loop(patched, x, numbers=numbers, **more)
     for a, b in zip(found, expected, strict=True):
         if b.isfinite().all():  # repeated sigmas and zeros are NaN in some of theirs
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, b.abs().max().item()))
@@ -329,18 +338,29 @@ def test_type_configuration_and_signature_stay(name: str) -> None:
     assert type(patched) is type(plain)
     assert patched.config == plain.config
     assert patched.to_json_string() == plain.to_json_string()
-    assert inspect.signature(patched.step) == inspect.signature(plain.step)
+    for method in METHODS[name]:
+        assert inspect.signature(getattr(patched, method)) == inspect.signature(getattr(plain, method))
     assert isinstance(copy.deepcopy(patched), type(plain))
 
 
 def test_patch_is_undone() -> None:
-    kinds = [peers.scheduler_class(name) for name in ours.covered()]
-    before = [kind.step for kind in kinds]
+    places = [(peers.scheduler_class(name), method) for name in METHODS for method in METHODS[name]]
+    before = [getattr(*place) for place in places]
     with peers.importable(), ours.patch():
-        assert all(kind.step is not step for kind, step in zip(kinds, before, strict=True))
+        assert all(getattr(*place) is not method for place, method in zip(places, before, strict=True))
         scheduler = made("DDIMScheduler", STABLE)
         assert scheduler.step(torch.ones(SHAPE), scheduler.timesteps[0], torch.ones(SHAPE)).prev_sample.shape == SHAPE
-    assert [kind.step for kind in kinds] == before
+    assert [getattr(*place) for place in places] == before
+
+
+def test_what_a_subclass_overrides_stays() -> None:
+    class Own(peers.scheduler_class("DDIMScheduler")):  # type: ignore[misc]
+        def add_noise(self, *args: Any) -> str:
+            return "own"
+
+    scheduler = ours.patch_scheduler(Own())
+    assert scheduler.add_noise(torch.ones(SHAPE), torch.ones(SHAPE), torch.tensor([1])) == "own"
+    assert "step" in vars(scheduler)
 
 
 def test_their_errors() -> None:

@@ -1,4 +1,4 @@
-"""A call of a scheduler's step: what it is given, what the scheduler knows, what it returns."""
+"""A call of a scheduler's method: what it is given, what the scheduler knows, what it returns."""
 
 from __future__ import annotations
 
@@ -39,17 +39,23 @@ def cached(build: Callable[..., Step]) -> Callable[..., Made]:
 
 
 class Unchanged(Exception):
-    """The scheduler's own step is to be called."""
+    """The scheduler's own method is to be called."""
+
+
+def kept(scheduler: Any, key: Any, source: Tensor, make: Callable[[], Any]) -> Any:
+    """What is made of a tensor of a scheduler; made again only when it is another tensor, or was written to."""
+    cache = scheduler.__dict__.setdefault("_pygen_kept", {})
+    version = None if source.is_inference() else source._version
+    found = cache.get(key)
+    if found is None or found[0] is not source or found[1] != version:
+        found = cache[key] = source, version, make()
+    return found[2]
 
 
 def numbers(scheduler: Any, name: str) -> list[float]:
-    """A table of a scheduler, as numbers; read again only when it is another."""
+    """A table of a scheduler, as numbers."""
     tensor = getattr(scheduler, name)
-    cache = scheduler.__dict__.setdefault("_pygen_numbers", {})
-    found = cache.get(name)
-    if found is None or found[0] is not tensor or found[1] != tensor._version:
-        found = cache[name] = (tensor, tensor._version, tensor.tolist())
-    return found[2]  # type: ignore[no-any-return]
+    return kept(scheduler, name, tensor, tensor.tolist)  # type: ignore[no-any-return]
 
 
 def index_of(scheduler: Any, timestep: Any) -> int:
@@ -223,26 +229,49 @@ def advance(call: Call) -> None:
     call.drawn(Made(Step(0.0, 0.0, (Z,)), Tensor()))
 
 
-STEPS: dict[str, Callable[[Call, Any], Any]] = {}
-"""By the names of schedulers: what makes the results of their `step`, given a call and its timestep."""
+Method = Callable[[Any, dict[str, Any]], Any]
+
+METHODS: dict[str, dict[str, Method]] = {}
+"""By the names of schedulers and of their methods: what computes the result, of the scheduler and the arguments."""
 
 
-def steps_of(*names: str) -> Callable[[Callable[[Call, Any], Any]], Callable[[Call, Any], Any]]:
-    """Registers a function for schedulers."""
+def methods(method: str, *names: str) -> Callable[[Method], Method]:
+    """Registers a function for a method of schedulers."""
 
-    def register(function: Callable[[Call, Any], Any]) -> Callable[[Call, Any], Any]:
-        STEPS.update(dict.fromkeys(names, function))
+    def register(function: Method) -> Method:
+        for name in names:
+            METHODS.setdefault(name, {})[method] = function
+        return function
+
+    return register
+
+
+Stepping = Callable[[Call, Any], Any]
+
+
+def steps_of(*names: str, method: str = "step") -> Callable[[Stepping], Stepping]:
+    """Registers what makes the results of schedulers' steps, given a call and its timestep."""
+
+    def register(function: Stepping) -> Stepping:
+        @methods(method, *names)
+        def step(scheduler: Any, options: dict[str, Any]) -> Any:
+            output, sample = options.pop("model_output"), options.pop("sample")
+            timestep = options.pop("timestep", None)
+            if isinstance(output, Tensor) and isinstance(sample, Tensor) and output.dim() == sample.dim() > 0:
+                return function(Call(scheduler, output, sample, options), timestep)
+            raise Unchanged
+
         return function
 
     return register
 
 
 def home_of(kind: type) -> type:
-    """The class of diffusers that a scheduler's step comes from."""
+    """The class of diffusers that a scheduler's methods come from."""
     for base in kind.__mro__:
-        if base.__name__ in STEPS and base.__module__.startswith("diffusers."):
+        if base.__name__ in METHODS and base.__module__.startswith("diffusers."):
             return base
-    raise TypeError(f"expected one of {', '.join(STEPS)}, got {kind.__name__}")
+    raise TypeError(f"expected one of {', '.join(METHODS)}, got {kind.__name__}")
 
 
 def preconditioned(kind: Any, sigma: float, sigma_data: float) -> Predicted:
