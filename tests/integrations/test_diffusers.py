@@ -6,6 +6,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -124,6 +125,11 @@ STEP_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [{}, {"eta": 0.6}, {"eta": 1.0, "use_clipped_model_output": True}],
     "EulerDiscreteScheduler": [{}, {"s_churn": 4.0, "s_noise": 1.01}, {"s_churn": 9.0, "s_tmin": 0.5, "s_tmax": 9.0}],
     "EDMEulerScheduler": [{}, {"s_churn": 4.0}],
+    "FlowMatchHeunDiscreteScheduler": [
+        {},
+        {"s_churn": 4.0, "s_noise": 1.01},
+        {"s_churn": 9.0, "s_tmin": 0.2, "s_tmax": 0.8},
+    ],
     "LMSDiscreteScheduler": [{}, {"order": 2}],
     "TCDScheduler": [{}, {"eta": 0.0}, {"eta": 1.0}],
 }
@@ -298,6 +304,76 @@ def test_repaint() -> None:
         torch.testing.assert_close(
             results[1].pred_original_sample, results[0].pred_original_sample, rtol=1e-10, atol=1e-10
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("option", STEP_OPTIONS["FlowMatchHeunDiscreteScheduler"][1:], ids=label)
+def test_churn_of_flows(option: dict[str, Any], dtype: torch.dtype) -> None:
+    """By torch's noise, which is drawn at both stages: states as the peer's, to the rounding of their types."""
+    states = []
+    for scheduler in (made("FlowMatchHeunDiscreteScheduler", {}), made("FlowMatchHeunDiscreteScheduler", {})):
+        if states:
+            ours.patch_scheduler(scheduler)
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
+        states.append(float32_loop(scheduler, x, **option))
+    for a, b in zip(*states, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=100 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("times_dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_times_of_tokens(
+    stochastic: bool, dtype: torch.dtype, times_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, options = "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": stochastic, "shift": 2.0}
+    shape = (2, 6, 5)
+    plain = made(name, options)
+    patched = copy.deepcopy(plain)
+    if dtype == torch.float64:
+        peers.upcast(plain)
+        peers.upcast(patched)
+    places = torch.tensor([[0, 1, 2, 7, 3, 3], [7, 6, 0, 0, 4, 5]])
+    times = plain.timesteps[places].to(times_dtype)
+    times[1, 2] = 0.0  # a token that is given
+    x, output = next(peers.draws(shape)).to(dtype), next(peers.draws(shape, seed=2)).to(dtype)
+
+    def run(scheduler: Any) -> list[Tensor]:
+        results = []
+        with peers.in_float64(scheduler, peers.draws(shape)) if dtype == torch.float64 else nullcontext():
+            for t in scheduler.timesteps[:2]:
+                torch.manual_seed(3)
+                results += scheduler.step(output, t, x, per_token_timesteps=times, return_dict=False)
+        return [*results, torch.randn(1)]
+
+    expected = run(plain)
+    no_fallback(monkeypatch, name, "step")
+    found = run(ours.patch_scheduler(patched))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        exact = dtype == times_dtype == torch.float64
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=1e-10 if exact else 1e-2 if times_dtype == torch.bfloat16 else 2e-6
+        )
+    same_state(patched, plain)
+
+
+def test_times_of_tokens_that_are_refused() -> None:
+    plain, patched = (made("FlowMatchEulerDiscreteScheduler", {}) for _ in range(2))
+    ours.patch_scheduler(patched)
+    x = torch.ones(2, 6, 5)
+    for sample, times in ((x, torch.ones(2, 5)), (x[0], torch.ones(6)), (x, torch.full((2, 6), 500))):
+        outcomes = []
+        for scheduler in (plain, patched):
+            try:
+                outcomes.append(scheduler.step(sample, scheduler.timesteps[0], sample, per_token_timesteps=times)[0])
+            except Exception as error:
+                outcomes.append(type(error))
+        if isinstance(outcomes[0], Tensor):
+            torch.testing.assert_close(outcomes[1], outcomes[0])
+        else:
+            assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize(("name", "options", "more"), ONE_EACH, ids=label)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from . import _discrete, _noise, _sigmas, _solvers  # noqa: F401 (they register their methods)
+from . import _discrete, _noise, _sde, _sigmas, _solvers  # noqa: F401 (they register their methods)
 from ._call import METHODS, Method, Unchanged, home_of
 
 Noise = Literal["torch", "pygen"]
@@ -35,11 +35,13 @@ __all__ = ["covered", "patch", "patch_scheduler"]
 def covered() -> tuple[str, ...]:
     """The names of the schedulers that have methods here.
 
-    Replaced are `step`, `add_noise`, `scale_noise`, `get_velocity`, and `scale_model_input` where it scales.
+    Replaced are `step` (`step_pred` and `step_correct`), `add_noise`, `scale_noise`, `get_velocity`, and
+    `scale_model_input` where it scales.
 
-    Not covered are, of their options: fixed_large_log variances, which are NaN there; per-token times and churn of
-    flow matching; `solver_p`; noise of Brownian trees; `get_velocity` of EulerDiscreteScheduler, which looks training's
-    table up by the number of a sampling step. With them the scheduler's own method runs.
+    Not covered are, of their options: fixed_large_log variances, which are NaN there; `solver_p`; `get_velocity` of
+    EulerDiscreteScheduler, which looks training's table up by the number of a sampling step. With them the scheduler's
+    own method runs. Noise of DPMSolverSDEScheduler comes from its own Brownian tree (torchsde), except for
+    noise="pygen", which has the same law.
     """
     return tuple(METHODS)
 
@@ -97,6 +99,8 @@ def patch() -> Iterator[None]:
     try:
         for name, functions in METHODS.items():
             kind = getattr(diffusers, name)
+            if not kind.__module__.startswith("diffusers.schedulers."):
+                continue  # what it needs is not installed
             for method, function in functions.items():
                 original = getattr(kind, method)
                 replaced.append((kind, method, original))

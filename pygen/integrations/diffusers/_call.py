@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import random
 from ..._seed import seed_of
 from ...diffusion.level import Level, Predicted, cumulative, predicted, ve
 from ...diffusion.loop import Threshold
@@ -81,12 +82,17 @@ def _place(scheduler: Any, timestep: Any) -> int | None:
     return place // times.stride(0) if repeated.count(repeated[place // times.stride(0)]) == 1 else None
 
 
-def time_of(scheduler: Any, timestep: Any) -> int:
+def number_of(scheduler: Any, timestep: Any) -> float:
     """A timestep as a number."""
     if not isinstance(timestep, Tensor):
-        return int(timestep)
+        return float(timestep)
     place = _place(scheduler, timestep)
-    return int(timestep.item()) if place is None else int(numbers(scheduler, "timesteps")[place])
+    return float(timestep.item()) if place is None else numbers(scheduler, "timesteps")[place]
+
+
+def time_of(scheduler: Any, timestep: Any) -> int:
+    """A timestep as a whole number."""
+    return int(number_of(scheduler, timestep))
 
 
 def level_of(scheduler: Any, time: int, beyond: str = "final_alpha_cumprod") -> Level:
@@ -126,19 +132,29 @@ class Call:
         given = self.options.get("variance_noise")
         if given is not None:
             return {"noise": given}
-        generator = self.options.get("generator")
-        if self.scheduler.__dict__.get("_pygen_noise") == "pygen":
-            return {"draws": True, **self._stream(generator)}
-        home = sys.modules[home_of(type(self.scheduler)).__module__]
-        like = self.output if self.log_std is None else self.sample
-        return {
-            "noise": home.randn_tensor(
-                like.shape, generator=generator, device=like.device, dtype=dtype or self.output.dtype
-            )
-        }
+        return {"draws": True, **self._stream()} if self.own_noise else {"noise": self._randn(dtype)}
 
-    def _stream(self, generator: Any) -> dict[str, Any]:
+    def noise(self, dtype: torch.dtype) -> Tensor:
+        """What a step draws, as a tensor."""
+        if not self.own_noise:
+            return self._randn(dtype)
+        return random.normal(self.sample.shape, dtype=dtype, device=self.sample.device, **self._stream())
+
+    @property
+    def own_noise(self) -> bool:
+        return bool(self.scheduler.__dict__.get("_pygen_noise") == "pygen")
+
+    def _randn(self, dtype: torch.dtype | None) -> Tensor:
+        """torch's own, by the function that the scheduler's module calls."""
+        home = sys.modules[home_of(type(self.scheduler)).__module__]
+        like, generator = self.output if self.log_std is None else self.sample, self.options.get("generator")
+        return home.randn_tensor(  # type: ignore[no-any-return]
+            like.shape, generator=generator, device=like.device, dtype=dtype or self.output.dtype
+        )
+
+    def _stream(self) -> dict[str, Any]:
         """Seed and step of the package's stream: steps are counted from where the scheduler's times were set."""
+        generator = self.options.get("generator")
         if isinstance(generator, list):
             raise ValueError("expected one generator for noise='pygen', which tells samples apart by their number")
         state = self.scheduler.__dict__

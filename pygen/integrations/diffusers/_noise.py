@@ -38,12 +38,21 @@ def _row(at: Level, mix: _Mix) -> Tensor:
 
 
 def _mixed(
-    scheduler: Any, sample: Any, noise: Any, index: Tensor | int, name: str, level: _Levels, mix: _Mix = _noisy
+    scheduler: Any,
+    sample: Any,
+    noise: Any,
+    index: Tensor | int,
+    name: str,
+    level: _Levels,
+    mix: _Mix = _noisy,
+    least: torch.dtype | None = None,
 ) -> Tensor:
     """Samples and noise mixed by the levels of a scheduler's table `name`.
 
-    index: where in the table: an int, or [B] or [1]. What the op refuses (shapes that broadcast, an index that is not
-    in the table) is left to the scheduler, which may have another opinion.
+    index: where in the table: an int, or [B] or [1]. least: the result has this type at least.
+
+    What the op refuses (shapes that broadcast, an index that is not in the table) is left to the scheduler, which may
+    have another opinion.
     """
     if not (isinstance(sample, Tensor) and isinstance(noise, Tensor) and sample.is_floating_point()):
         raise Unchanged
@@ -58,6 +67,7 @@ def _mixed(
         else:
             made, index = _row(level(numbers(scheduler, name)[index]), mix), 0
         own = torch.promote_types(sample.dtype, noise.dtype)
+        own = own if least is None else torch.promote_types(own, least)
         return diffusion_step(sample, [], made, index, noise=noise, dtypes=[own])[0]
     except (IndexError, TypeError, ValueError):
         raise Unchanged from None
@@ -121,8 +131,9 @@ def _sorted(scheduler: Any) -> tuple[Tensor, Tensor]:
 
 
 _EXPLODING = (
-    "CMStochasticIterativeScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler",
+    "CMStochasticIterativeScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
 )  # fmt: skip
 _SOLVERS = (
     "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
@@ -142,6 +153,18 @@ def add_noise_of_solvers(scheduler: Any, options: dict[str, Any]) -> Tensor:
     sample, noise = options["original_samples"], options["noise"]
     places = _places(scheduler, sample, options["timesteps"], len(scheduler.timesteps) - 1)
     return _mixed(scheduler, sample, noise, places, "sigmas", level_at(scheduler.config))
+
+
+@methods("add_noise", "ScoreSdeVeScheduler")
+def add_noise_by_place(scheduler: Any, options: dict[str, Any]) -> Tensor:
+    """Of images; theirs draws what noise is not given, and mixes in float32 at least."""
+    sample, times = options["original_samples"], options["timesteps"]
+    if not (isinstance(sample, Tensor) and isinstance(times, Tensor) and sample.dim() == 4 and times.dim() == 1):
+        raise Unchanged
+    if times.dtype not in (torch.int32, torch.int64):
+        raise Unchanged
+    index = times.to(sample.device, torch.int64)
+    return _mixed(scheduler, sample, options["noise"], index, "discrete_sigmas", ve, least=torch.float32)
 
 
 @methods("scale_noise", "FlowMatchEulerDiscreteScheduler")
@@ -188,3 +211,12 @@ def scaled_input_of_dpm2(scheduler: Any, options: dict[str, Any]) -> Tensor:
         return _scaled(options["sample"], numbers(scheduler, "sigmas")[place])
     place -= hasattr(scheduler, "sigmas_up")  # the ancestral one counts middles from 0
     return _scaled(options["sample"], numbers(scheduler, "sigmas_interpol")[place])
+
+
+@methods("scale_model_input", "DPMSolverSDEScheduler")
+def scaled_input_of_sde(scheduler: Any, options: dict[str, Any]) -> Tensor:
+    sigma = numbers(scheduler, "sigmas")[index_of(scheduler, options["timestep"])]
+    if not scheduler.state_in_first_order:
+        middle = scheduler.mid_point_sigma
+        sigma = kept(scheduler, "middle", middle, middle.item)
+    return _scaled(options["sample"], sigma)
