@@ -106,9 +106,11 @@ _ROUNDED = {"karras": "round", "lu": "round", "exponential": "floor", "beta": "f
 def _by_table(sampler: str, spacing: str = "leading", one: bool = True) -> Callable[[Mapping[str, Any]], _Run]:
     def run(values: Mapping[str, Any]) -> _Run:
         schedule = _discrete(values, "zero" if values.get("set_alpha_to_one", one) else "sigma_min")
-        options = (
-            {"variance": values.get("variance_type", "fixed_small").removesuffix("_log")} if sampler == "ddpm" else {}
-        )
+        options: dict[str, Any] = {}
+        if sampler == "ddpm":
+            options["variance"] = values.get("variance_type", "fixed_small").removesuffix("_log")
+        elif sampler == "pndm":
+            options["runge_kutta"] = not values.get("skip_prk_steps", False)
         grid = {"spacing": values.get("timestep_spacing", spacing), "offset": values.get("steps_offset", 0)}
         return _Run(sampler, schedule, options, grid)
 
