@@ -18,14 +18,17 @@ from .samplers import Schedule, plan
 class _Run(NamedTuple):
     sampler: str
     schedule: Schedule
-    options: dict[str, Any]  # of the sampler
     grid: dict[str, Any]
+    options: dict[str, Any]  # of the sampler
 
 
-def plan_from_config(config: Mapping[str, Any] | str | Path, steps: int, **options: Any) -> Plan:
+def plan_from_config(
+    config: Mapping[str, Any] | str | Path, steps: int, *, mu: float | None = None, **options: Any
+) -> Plan:
     """The run of a scheduler of diffusers with this configuration: the same timesteps, levels and states.
 
     config: a mapping, or the path of its JSON file or of its folder; keys that no scheduler has are ignored.
+    mu: how far a flow is shifted, which a pipeline makes of the image's size: with use_dynamic_shifting, and only then.
     options: of the sampler, as those of the scheduler's `step` (eta, ...), besides those that the configuration has.
 
     Dynamic thresholds of more than 1 need `threshold` of `sample_loop`. What differs: DDIM and PNDM of steps that are
@@ -40,7 +43,9 @@ def plan_from_config(config: Mapping[str, Any] | str | Path, steps: int, **optio
     for key, fine in _COVERED.get(name, {}).items():
         if values.get(key, fine[0]) not in fine:
             raise ValueError(f"expected {key} of {name} as {' or '.join(map(repr, fine))}, got {values[key]!r}")
-    run = _RUNS[name](values)
+    if (mu is None) == bool(values.get("use_dynamic_shifting", False)):
+        raise ValueError(f"expected mu with use_dynamic_shifting, and only then, got {mu}")
+    run = _RUNS[name](values | {"mu": mu})
     clip = math.inf
     threshold = values.get("thresholding", False)
     if threshold and values.get("sample_max_value", 1.0) <= 1:
@@ -106,11 +111,13 @@ _ROUNDED = {"karras": "round", "lu": "round", "exponential": "floor", "beta": "f
 def _by_table(sampler: str, spacing: str = "leading", one: bool = True) -> Callable[[Mapping[str, Any]], _Run]:
     def run(values: Mapping[str, Any]) -> _Run:
         schedule = _discrete(values, "zero" if values.get("set_alpha_to_one", one) else "sigma_min")
-        options = (
-            {"variance": values.get("variance_type", "fixed_small").removesuffix("_log")} if sampler == "ddpm" else {}
-        )
+        options: dict[str, Any] = {}
+        if sampler == "ddpm":
+            options["variance"] = values.get("variance_type", "fixed_small").removesuffix("_log")
+        elif sampler == "pndm":
+            options["runge_kutta"] = not values.get("skip_prk_steps", False)
         grid = {"spacing": values.get("timestep_spacing", spacing), "offset": values.get("steps_offset", 0)}
-        return _Run(sampler, schedule, options, grid)
+        return _Run(sampler, schedule, grid, options)
 
     return run
 
@@ -120,9 +127,40 @@ def _by_sigma(
 ) -> Callable[[Mapping[str, Any]], _Run]:
     def run(values: Mapping[str, Any]) -> _Run:
         schedule = _discrete(values, values.get("final_sigmas_type", "zero"), start, end)
-        return _Run(sampler, schedule, {}, _grid(values, "linspace", whole))
+        return _Run(sampler, schedule, _grid(values, "linspace", whole), {})
 
     return run
+
+
+def _solver_schedule(values: Mapping[str, Any], last: str, even: str = "last") -> tuple[Schedule, dict[str, Any]]:
+    """Of multistep solvers, whose levels are a discrete schedule's or a flow's, and the options of its grid.
+
+    even: where a flow's even sigmas are, see `Flow.grid`.
+    """
+    prediction = values.get("prediction_type", "epsilon")
+    moving = values.get("use_flow_sigmas", False)
+    refused = "v_prediction" if moving else "flow_prediction"
+    if prediction == refused:
+        raise ValueError(f"expected another prediction_type than {refused} with use_flow_sigmas {moving}")
+    if not moving:
+        return _discrete(values, last), _grid(values, "linspace", _ROUNDED)
+    grid = _grid(values, "linspace")
+    if grid["sigmas"] != "table":
+        raise ValueError(f"expected use_flow_sigmas without other sigmas, got {grid['sigmas']}")
+    total, shift, mu = values.get("num_train_timesteps", 1000), values.get("flow_shift", 1.0), values["mu"]
+    grid = {"even": even, "last": last, "whole": True}
+    if even == "first":
+        return Flow(shift, total, prediction), grid | _shifts(values) | {"largest": 1 - 1e-6}
+    return Flow(shift if mu is None else math.exp(mu), total, prediction), grid
+
+
+def _shifts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a flow's grid."""
+    return {
+        "mu": values["mu"],
+        "terminal": values.get("shift_terminal"),
+        "shift_kind": values.get("time_shift_type", "exponential"),
+    }
 
 
 def _dpm(sampler: str) -> Callable[[Mapping[str, Any]], _Run]:
@@ -138,15 +176,17 @@ def _dpm(sampler: str) -> Callable[[Mapping[str, Any]], _Run]:
             raise ValueError("expected euler_at_final only with final_sigmas_type 'zero', where it changes nothing")
         if sampler == "dpm":
             options["lower_order_final"] = values.get("lower_order_final", True)
-        schedule = _discrete(values, values.get("final_sigmas_type", "zero"))
-        return _Run(sampler, schedule, options, _grid(values, "linspace", _ROUNDED))
+        last = values.get("final_sigmas_type", "zero")
+        if last != "zero" and values.get("use_flow_sigmas", False):
+            raise ValueError(f"expected final_sigmas_type 'zero' with use_flow_sigmas, got {last!r}")
+        return _Run(sampler, *_solver_schedule(values, last), options)
 
     return run
 
 
 def _deis(values: Mapping[str, Any]) -> _Run:
     options = {"order": values.get("solver_order", 2), "lower_order_final": values.get("lower_order_final", True)}
-    return _Run("deis", _discrete(values, "sigma_min"), options, _grid(values, "linspace", _ROUNDED))
+    return _Run("deis", *_solver_schedule(values, "sigma_min"), options)
 
 
 def _unipc(values: Mapping[str, Any]) -> _Run:
@@ -156,26 +196,29 @@ def _unipc(values: Mapping[str, Any]) -> _Run:
         "space": "data" if values.get("predict_x0", True) else "noise",
         "lower_order_final": values.get("lower_order_final", True),
     }
-    schedule = _discrete(values, values.get("final_sigmas_type", "zero"))
-    return _Run("unipc", schedule, options, _grid(values, "linspace", _ROUNDED))
+    return _Run("unipc", *_solver_schedule(values, values.get("final_sigmas_type", "zero"), "first"), options)
 
 
-def _flow(sampler: str) -> Callable[[Mapping[str, Any]], _Run]:
-    def run(values: Mapping[str, Any]) -> _Run:
-        name = "consistency" if values.get("stochastic_sampling", False) else sampler
-        grid = {"terminal": values.get("shift_terminal"), "shift_kind": values.get("time_shift_type", "exponential")}
-        return _Run(name, Flow(values.get("shift", 1.0), values.get("num_train_timesteps", 1000)), {}, grid)
+def _flow_euler(values: Mapping[str, Any]) -> _Run:
+    name = "consistency" if values.get("stochastic_sampling", False) else "euler"
+    grid = _shifts(values) | {"sigmas": _grid(values, "linspace")["sigmas"]}
+    return _Run(name, _flow(values), grid, {})
 
-    return run
+
+def _flow_heun(values: Mapping[str, Any]) -> _Run:
+    return _Run("heun", _flow(values), {}, {})
+
+
+def _flow(values: Mapping[str, Any]) -> Flow:
+    return Flow(values.get("shift", 1.0), values.get("num_train_timesteps", 1000))
 
 
 def _edm(values: Mapping[str, Any]) -> _Run:
     if values.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(f"expected prediction_type of EDM as epsilon, got {values['prediction_type']!r}")
     schedule = Edm(values.get("sigma_min", 0.002), values.get("sigma_max", 80.0), values.get("sigma_data", 0.5))
-    return _Run(
-        "euler", schedule, {}, {"sigmas": values.get("sigma_schedule", "karras"), "rho": values.get("rho", 7.0)}
-    )
+    grid = {"sigmas": values.get("sigma_schedule", "karras"), "rho": values.get("rho", 7.0)}
+    return _Run("euler", schedule, grid, {})
 
 
 _RUNS: dict[str, Callable[[Mapping[str, Any]], _Run]] = {
@@ -193,13 +236,12 @@ _RUNS: dict[str, Callable[[Mapping[str, Any]], _Run]] = {
     "DPMSolverSinglestepScheduler": _dpm("dpm-singlestep"),
     "DEISMultistepScheduler": _deis,
     "UniPCMultistepScheduler": _unipc,
-    "FlowMatchEulerDiscreteScheduler": _flow("euler"),
-    "FlowMatchHeunDiscreteScheduler": _flow("heun"),
+    "FlowMatchEulerDiscreteScheduler": _flow_euler,
+    "FlowMatchHeunDiscreteScheduler": _flow_heun,
     "EDMEulerScheduler": _edm,
 }
 
-_OFF = (False,)
-_FLOWS = {"use_flow_sigmas": _OFF, "use_dynamic_shifting": _OFF}
+_FLOWS = {"time_shift_type": ("exponential",)}
 _DPM = {
     **_FLOWS,
     "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
@@ -213,20 +255,12 @@ _COVERED: dict[str, dict[str, tuple[Any, ...]]] = {
     "DPMSolverSinglestepScheduler": _DPM,
     "DEISMultistepScheduler": _FLOWS,
     "UniPCMultistepScheduler": {
-        **_FLOWS,
         "disable_corrector": ([],),
         "solver_p": (None,),
         "sigma_min": (None,),
         "sigma_max": (None,),
-        "shift_terminal": (None,),
     },
-    "FlowMatchEulerDiscreteScheduler": {
-        "use_dynamic_shifting": _OFF,
-        "invert_sigmas": _OFF,
-        "use_karras_sigmas": _OFF,
-        "use_exponential_sigmas": _OFF,
-        "use_beta_sigmas": _OFF,
-    },
+    "FlowMatchEulerDiscreteScheduler": {"invert_sigmas": (False,)},
     "EDMEulerScheduler": {"final_sigmas_type": ("zero",)},
 }
 """Values of keys that plans cover, the default first; of keys that are not here every value."""

@@ -194,36 +194,55 @@ class Flow:
         self,
         steps: int,
         *,
-        sigmas: Sequence[float] | None = None,
+        sigmas: Sigmas | Sequence[float] = "table",
+        even: Literal["both", "first", "last"] = "both",
         mu: float | None = None,
         shift_kind: Literal["exponential", "linear"] = "exponential",
         terminal: float | None = None,
+        largest: float = 1.0,
+        last: Literal["zero", "sigma_min"] = "zero",
+        whole: bool = False,
     ) -> Grid:
-        """sigmas: before the shift; None: even. mu: shifts instead of `shift`; terminal: the last sigma.
+        """sigmas: before the shift; "table": even; or how they are spread between the ends of even ones after it.
 
-        Even ones end at that of the first training time, shifted once before all are, as in diffusers.
+        even: from 1 to that of the first training time, shifted once before all are, as in diffusers; "first": of one
+        point more, the first of which count; "last": of 1 - sigma so, as multistep solvers have it.
+        mu: shifts instead of `shift`; terminal: the last sigma. largest: no sigma is larger. last: what the last step
+        leads to: "zero", or the last sigma again, "sigma_min". whole: a network is told whole times, rounded down.
         """
-        if sigmas is None:
+        check_choice("even", even, ("both", "first", "last"))
+        check_choice("last", last, ("zero", "sigma_min"))
+        if isinstance(sigmas, str):
             check_integer("steps", steps, 1)
-            smallest = float(torch.tensor(1.0) / self.total)
-            if mu is None:
-                smallest = float(schedules.shifted(np.float32(smallest), np.float32(self.shift)))
-            values = np.linspace(1.0, smallest, steps)
+            values = self._even(steps, even, mu is None)
         else:
             values = np.array(sigmas, dtype=np.float32)  # and so it stays: peers shift it in float32
             _check_falling("sigmas", values, 0, 1)
-        even = schedules.shifted(values, self.shift) if mu is None else schedules.time_shifted(values, mu, shift_kind)
-        values = even if terminal is None else schedules.stretched(even, terminal)
-        rounded = np.append(values, 0.0).astype(np.float32)
-        times = (rounded[:-1] * np.float32(self.total)).astype(np.float64)
+        moved = schedules.shifted(values, self.shift) if mu is None else schedules.time_shifted(values, mu, shift_kind)
+        values = moved if terminal is None else schedules.stretched(moved, terminal)
+        if isinstance(sigmas, str) and sigmas != "table":
+            values = spread(sigmas, len(values), float(values[-1]), float(values[0]))
+        values = np.minimum(values, largest)
+        rounded = np.append(values, 0.0 if last == "zero" else values[-1]).astype(np.float32)
+        told = np.floor(values * self.total) if whole else rounded[:-1] * np.float32(self.total)
         return Grid(
-            tuple(times.tolist()),
+            tuple(told.astype(np.float64).tolist()),
             tuple(map(flow, rounded.tolist())),
             lambda at: at.sigma * self.total,
             lambda at: 1.0,
             1.0,
             self.prediction,
         )
+
+    def _even(self, steps: int, even: str, shifted: bool) -> Floats:
+        if even == "last":
+            return (1.0 - np.linspace(1.0, 1 / self.total, steps + 1))[:0:-1]
+        if even == "first":
+            return np.linspace(1.0, 1 / self.total, steps + 1)[:-1]
+        smallest = float(torch.tensor(1.0) / self.total)
+        if shifted:
+            smallest = float(schedules.shifted(np.float32(smallest), np.float32(self.shift)))
+        return np.linspace(1.0, smallest, steps)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .coefficients.first_order import Variance
 from .grid import Discrete, Edm, Flow, Grid
 from .level import Level
 from .plan import Evaluation, Plan
-from .step import G, H, Step, X
+from .step import G, H, Row, Step, X
 
 Schedule = Discrete | Flow | Edm
 Steps = Iterator[Evaluation]
@@ -323,10 +323,20 @@ def ipndm(grid: Grid, *, order: int = 4) -> Steps:
         yield Evaluation(t, now, adams.ipndm(now, then, grid.predicted(now), order=min(order, i + 1)))
 
 
-def pndm(grid: Grid) -> Steps:
-    """Pseudo linear multistep, whose first step is taken twice: PLMS of latent diffusion, by eq. 11 and 12 of
-    Liu et al. 2022 (2202.09778)."""
-    for i, (t, now, then) in enumerate(_pairs(grid)):
+def pndm(grid: Grid, *, runge_kutta: bool = False) -> Steps:
+    """Pseudo linear multistep, eq. 11 and 12 of Liu et al. 2022 (2202.09778), whose first step is taken twice: PLMS of
+    latent diffusion.
+
+    runge_kutta: instead its first three steps have four evaluations each, as in the paper's algorithm 2.
+    """
+    first = 0
+    if runge_kutta:
+        first = 3
+        if grid.level_of is None or len(grid.times) <= first:
+            raise ValueError(f"expected a discrete schedule and at least {first + 1} steps for runge_kutta")
+        for i in range(first):
+            yield from _pseudo_runge_kutta(grid.times[i], grid.times[i + 1], grid)
+    for i, (t, now, then) in [*enumerate(_pairs(grid))][first:]:
         model = grid.predicted(now)
         output = adams.adams(G, min(i + 1, 4))
         if i == 0 and len(grid.times) > 1:
@@ -339,6 +349,28 @@ def pndm(grid: Grid) -> Steps:
             yield Evaluation(
                 t, now, Step(*model.data, (adams.pndm(now, then, model, output), G), keep=("y1", "h0", "h1"))
             )
+
+
+def _pseudo_runge_kutta(t: float, after: float, grid: Grid) -> Steps:
+    """From one time to another by eq. 10 of the paper; a middle that is not whole is rounded to either side.
+
+    History: the outputs at the beginning of past steps, the newest first; in between the state, and the weighted sum of
+    this step's outputs before them.
+    """
+    assert grid.level_of is not None
+    half = (t - after) // 2
+    now, above, below, then = (grid.level_of(int(time)) for time in (t, t - half, after + half, after))
+    model = grid.predicted(now)
+
+    def stage(number: int, time: float, at: Level, end: Level, total: Row, keep: tuple[str, ...]) -> Evaluation:
+        output, x = (total if number == 3 else G), (H(0) if number else X)
+        rows = (adams.pndm(now, end, model, output, x), total)
+        return Evaluation(time, at, Step(*model.data, rows, keep=keep), number)
+
+    yield stage(0, t, now, above, G, ("x", "y1", "h0", "h1"))
+    yield stage(1, after + half, above, below, H(1) / 6 + G / 3, ("h0", "y1", "h1", "h2", "h3"))
+    yield stage(2, after + half, below, then, H(1) + G / 3, ("h0", "y1", "h2", "h3", "h4"))
+    yield stage(3, after, then, then, H(1) + G / 6, ("h2", "h3", "h4"))
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------

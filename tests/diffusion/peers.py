@@ -40,7 +40,10 @@ def module(name: str) -> ModuleType:
 @cache
 def scheduler_class(name: str) -> Any:
     with importable():
-        return getattr(importlib.import_module("diffusers.schedulers"), name)
+        kind = getattr(importlib.import_module("diffusers.schedulers"), name)
+    if not kind.__module__.startswith("diffusers.schedulers."):
+        pytest.skip(f"{name} needs what is not in {FOLDER}")
+    return kind
 
 
 @cache

@@ -13,12 +13,39 @@ from pygen.diffusion import plan_from_config
 from . import peers
 from .test_diffusers_plans import STABLE, compare
 
+SPREADS = ["karras", "exponential", "beta"]
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+DYNAMIC = {"use_dynamic_shifting": True}
+SOLVERS = [
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
+]  # fmt: skip
+FLOW_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "DPMSolverMultistepScheduler": [
+        {},
+        {"solver_order": 3},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"prediction_type": "epsilon"},
+        {"num_train_timesteps": 500},
+        DYNAMIC,
+    ],
+    "UniPCMultistepScheduler": [
+        {},
+        {"solver_order": 3, "flow_shift": 1.0},
+        {"final_sigmas_type": "sigma_min"},
+        {"prediction_type": "sample"},
+        {"shift_terminal": 0.1},
+        DYNAMIC,
+        DYNAMIC | {"time_shift_type": "linear"},
+    ],
+}
+
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("DDIMScheduler", {}),
     ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
     ("DDIMInverseScheduler", {"set_alpha_to_one": False, "clip_sample": False}),
     ("DDPMScheduler", {"variance_type": "fixed_large", "prediction_type": "v_prediction"}),
     ("DDPMScheduler", {"thresholding": True}),
+    ("PNDMScheduler", {}),
     ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     ("EulerDiscreteScheduler", {"interpolation_type": "log_linear", "timestep_spacing": "trailing"}),
@@ -32,6 +59,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("UniPCMultistepScheduler", {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+    *[("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, f"use_{kind}_sigmas": True}) for kind in SPREADS],
+    *[
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True, "shift": 3.0} | more)
+        for more in ({}, {"time_shift_type": "linear"}, {"shift_terminal": 0.1}, {"use_karras_sigmas": True})
+    ],
+    *[(name, FLOW | more) for name in SOLVERS for more in FLOW_OPTIONS.get(name, [{}, {"solver_order": 3}, DYNAMIC])],
     ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
     ("EDMEulerScheduler", {}),
 ]
@@ -44,8 +77,9 @@ def test_equal(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     discrete = not name.startswith(("Flow", "EDM"))
     scheduler = peers.scheduler_class(name)(**options, **(STABLE if discrete else {}))
     scheduler.save_config(tmp_path)
-    compare(scheduler, plan_from_config(tmp_path, 8), 8)
-    assert len(plan_from_config(tmp_path / "scheduler_config.json", 3)) >= 3
+    told = {"mu": 0.8} if options.get("use_dynamic_shifting") else {}
+    compare(scheduler, plan_from_config(tmp_path, 8, **told), 8, told)
+    assert len(plan_from_config(tmp_path / "scheduler_config.json", 4, **told)) >= 4
 
 
 def test_refused(tmp_path: Path) -> None:
@@ -70,7 +104,7 @@ def test_refused(tmp_path: Path) -> None:
         ("DPMSolverMultistep", "algorithm_type", "dpmsolver+++"),
         ("DPMSolverMultistep", "variance_type", "learned_range"),
         ("DPMSolverSinglestep", "lambda_min_clipped", -5.1),
-        ("DEISMultistep", "use_dynamic_shifting", True),
+        ("DEISMultistep", "time_shift_type", "linear"),
         ("UniPCMultistep", "disable_corrector", [0]),
         ("FlowMatchEulerDiscrete", "invert_sigmas", True),
         ("EDMEuler", "final_sigmas_type", "sigma_min"),
@@ -86,3 +120,20 @@ def test_euler_at_final() -> None:
     assert len(plan_from_config(values, 5)) == 5
     with pytest.raises(ValueError, match="expected euler_at_final only with final_sigmas_type 'zero'"):
         plan_from_config({**values, "final_sigmas_type": "sigma_min"}, 5)
+
+
+def test_shifts_and_flows() -> None:
+    flux = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    with pytest.raises(ValueError, match="expected mu with use_dynamic_shifting, and only then, got None"):
+        plan_from_config(flux, 5)
+    with pytest.raises(ValueError, match=r"expected mu with use_dynamic_shifting, and only then, got 0\.5"):
+        plan_from_config({"_class_name": "DDIMScheduler"}, 5, mu=0.5)
+    wan = {"_class_name": "UniPCMultistepScheduler", **FLOW}
+    with pytest.raises(ValueError, match="expected use_flow_sigmas without other sigmas, got karras"):
+        plan_from_config({**wan, "use_karras_sigmas": True}, 5)
+    with pytest.raises(ValueError, match="expected another prediction_type than v_prediction"):
+        plan_from_config({**wan, "prediction_type": "v_prediction"}, 5)
+    with pytest.raises(ValueError, match="expected another prediction_type than flow_prediction"):
+        plan_from_config({**wan, "use_flow_sigmas": False}, 5)
+    with pytest.raises(ValueError, match="expected final_sigmas_type 'zero' with use_flow_sigmas"):
+        plan_from_config({**wan, "_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"}, 5)

@@ -317,11 +317,15 @@ def test_lms(prediction: str, sigmas: str, order: int, spacing: str) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("one", [False, True])
-def test_pndm(prediction: str, one: bool) -> None:
-    options = {"prediction_type": prediction, "skip_prk_steps": True, "set_alpha_to_one": one}
+@pytest.mark.parametrize(("runge_kutta", "steps"), [(False, 10), (True, 10), (True, 4), (True, 8), (True, 77)])
+def test_pndm(prediction: str, one: bool, runge_kutta: bool, steps: int) -> None:
+    """Of 8 steps the middles are not whole."""
+    options = {"prediction_type": prediction, "skip_prk_steps": not runge_kutta, "set_alpha_to_one": one}
     scheduler = peers.scheduler_class("PNDMScheduler")(**STABLE, **options)
     schedule = discrete(scheduler, last="zero" if one else "sigma_min")
-    compare(scheduler, plan("pndm", schedule, 10, grid={"spacing": "leading"}), 10)
+    run = plan("pndm", schedule, steps, runge_kutta=runge_kutta, grid={"spacing": "leading"})
+    assert len(run) == steps + (9 if runge_kutta else 1)
+    compare(scheduler, run, steps)
 
 
 # --- flows, EDM, consistency ------------------------------------------------------------------------------------------

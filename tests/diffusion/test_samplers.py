@@ -202,6 +202,9 @@ def test_refused() -> None:
         plan("ddim", Discrete.of(zero_terminal_snr=True), 5)
     with pytest.raises(ValueError, match="expected a discrete schedule"):
         plan("tcd", Flow(), 5)
+    for refused in (Flow(), schedule):
+        with pytest.raises(ValueError, match="expected a discrete schedule and at least 4 steps for runge_kutta"):
+            plan("pndm", refused, 3, runge_kutta=True)
     with pytest.raises(ValueError, match="expected clip > 0, got nan"):
         plan("ddim", schedule, 5, clip=math.nan)
     with pytest.raises(ValueError, match="expected last as one of zero, sigma_min, got 'x'"):

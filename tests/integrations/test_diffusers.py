@@ -6,6 +6,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pygen.integrations import diffusers as ours
+from pygen.integrations.diffusers._call import METHODS
 
 from ..diffusion import peers
 
@@ -123,6 +125,11 @@ STEP_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [{}, {"eta": 0.6}, {"eta": 1.0, "use_clipped_model_output": True}],
     "EulerDiscreteScheduler": [{}, {"s_churn": 4.0, "s_noise": 1.01}, {"s_churn": 9.0, "s_tmin": 0.5, "s_tmax": 9.0}],
     "EDMEulerScheduler": [{}, {"s_churn": 4.0}],
+    "FlowMatchHeunDiscreteScheduler": [
+        {},
+        {"s_churn": 4.0, "s_noise": 1.01},
+        {"s_churn": 9.0, "s_tmin": 0.2, "s_tmax": 0.8},
+    ],
     "LMSDiscreteScheduler": [{}, {"order": 2}],
     "TCDScheduler": [{}, {"eta": 0.0}, {"eta": 1.0}],
 }
@@ -148,7 +155,7 @@ def made(name: str, options: dict[str, Any]) -> Any:
 
 def same_state(patched: Any, plain: Any) -> None:
     """Whatever is in both, history included."""
-    skipped = {"step"} | {name for name in vars(patched) if name.startswith("_pygen")}
+    skipped = {*METHODS[type(plain).__name__]} | {name for name in vars(patched) if name.startswith("_pygen")}
     for name in vars(plain).keys() | vars(patched).keys() - skipped:
         mine, theirs = getattr(patched, name), getattr(plain, name)
         flat = [(mine, theirs)]
@@ -164,21 +171,29 @@ def same_state(patched: Any, plain: Any) -> None:
                 assert a == b, name
 
 
+def no_fallback(monkeypatch: pytest.MonkeyPatch, name: str, method: str) -> None:
+    """A scheduler that is patched from here on does not find its own method any more."""
+    kind = peers.scheduler_class(name)
+
+    def fails(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"{name}.{method} was called")
+
+    fails.__signature__ = inspect.signature(getattr(kind, method))  # type: ignore[attr-defined]
+    monkeypatch.setattr(kind, method, fails)
+
+
 @pytest.mark.parametrize(("name", "options", "more"), ALL, ids=label)
-def test_equal(name: str, options: dict[str, Any], more: dict[str, Any]) -> None:
-    plain, patched = made(name, options), ours.patch_scheduler(made(name, options))
+def test_equal(name: str, options: dict[str, Any], more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = made(name, options)
     x = next(peers.draws(SHAPE, seed=1)) * init_noise_sigma(plain)
     numbers = name == "LCMScheduler"  # whose coefficients are float32 if it is told tensors
     try:
         expected = peers.diffusers_loop(plain, x, numbers=numbers, **more)
     except AssertionError:
         pytest.skip("the peer fails: its first two timesteps are equal, and it starts from the second")
-    called = []
-    original = type(patched).step
-    with pytest.MonkeyPatch.context() as patches:  # its own step is not to be called
-        patches.setattr(type(patched), "step", lambda *a, **k: called.append(1) or original(*a, **k))
-        found = peers.diffusers_loop(patched, x, numbers=numbers, **more)
-    assert not called
+    no_fallback(monkeypatch, name, "step")
+    patched = ours.patch_scheduler(made(name, options))
+    found = peers.diffusers_loop(patched, x, numbers=numbers, **more)
     for a, b in zip(found, expected, strict=True):
         if b.isfinite().all():  # repeated sigmas and zeros are NaN in some of theirs
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, b.abs().max().item()))
@@ -291,6 +306,76 @@ def test_repaint() -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("option", STEP_OPTIONS["FlowMatchHeunDiscreteScheduler"][1:], ids=label)
+def test_churn_of_flows(option: dict[str, Any], dtype: torch.dtype) -> None:
+    """By torch's noise, which is drawn at both stages: states as the peer's, to the rounding of their types."""
+    states = []
+    for scheduler in (made("FlowMatchHeunDiscreteScheduler", {}), made("FlowMatchHeunDiscreteScheduler", {})):
+        if states:
+            ours.patch_scheduler(scheduler)
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
+        states.append(float32_loop(scheduler, x, **option))
+    for a, b in zip(*states, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=100 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("times_dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_times_of_tokens(
+    stochastic: bool, dtype: torch.dtype, times_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, options = "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": stochastic, "shift": 2.0}
+    shape = (2, 6, 5)
+    plain = made(name, options)
+    patched = copy.deepcopy(plain)
+    if dtype == torch.float64:
+        peers.upcast(plain)
+        peers.upcast(patched)
+    places = torch.tensor([[0, 1, 2, 7, 3, 3], [7, 6, 0, 0, 4, 5]])
+    times = plain.timesteps[places].to(times_dtype)
+    times[1, 2] = 0.0  # a token that is given
+    x, output = next(peers.draws(shape)).to(dtype), next(peers.draws(shape, seed=2)).to(dtype)
+
+    def run(scheduler: Any) -> list[Tensor]:
+        results = []
+        with peers.in_float64(scheduler, peers.draws(shape)) if dtype == torch.float64 else nullcontext():
+            for t in scheduler.timesteps[:2]:
+                torch.manual_seed(3)
+                results += scheduler.step(output, t, x, per_token_timesteps=times, return_dict=False)
+        return [*results, torch.randn(1)]
+
+    expected = run(plain)
+    no_fallback(monkeypatch, name, "step")
+    found = run(ours.patch_scheduler(patched))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        exact = dtype == times_dtype == torch.float64
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=1e-10 if exact else 1e-2 if times_dtype == torch.bfloat16 else 2e-6
+        )
+    same_state(patched, plain)
+
+
+def test_times_of_tokens_that_are_refused() -> None:
+    plain, patched = (made("FlowMatchEulerDiscreteScheduler", {}) for _ in range(2))
+    ours.patch_scheduler(patched)
+    x = torch.ones(2, 6, 5)
+    for sample, times in ((x, torch.ones(2, 5)), (x[0], torch.ones(6)), (x, torch.full((2, 6), 500))):
+        outcomes = []
+        for scheduler in (plain, patched):
+            try:
+                outcomes.append(scheduler.step(sample, scheduler.timesteps[0], sample, per_token_timesteps=times)[0])
+            except Exception as error:
+                outcomes.append(type(error))
+        if isinstance(outcomes[0], Tensor):
+            torch.testing.assert_close(outcomes[1], outcomes[0])
+        else:
+            assert outcomes[0] == outcomes[1]
+
+
 @pytest.mark.parametrize(("name", "options", "more"), ONE_EACH, ids=label)
 def test_everything_returned(name: str, options: dict[str, Any], more: dict[str, Any]) -> None:
     """Classes of outputs with their fields, tuples, and the random state after."""
@@ -329,18 +414,29 @@ def test_type_configuration_and_signature_stay(name: str) -> None:
     assert type(patched) is type(plain)
     assert patched.config == plain.config
     assert patched.to_json_string() == plain.to_json_string()
-    assert inspect.signature(patched.step) == inspect.signature(plain.step)
+    for method in METHODS[name]:
+        assert inspect.signature(getattr(patched, method)) == inspect.signature(getattr(plain, method))
     assert isinstance(copy.deepcopy(patched), type(plain))
 
 
 def test_patch_is_undone() -> None:
-    kinds = [peers.scheduler_class(name) for name in ours.covered()]
-    before = [kind.step for kind in kinds]
+    places = [(peers.scheduler_class(name), method) for name in METHODS for method in METHODS[name]]
+    before = [getattr(*place) for place in places]
     with peers.importable(), ours.patch():
-        assert all(kind.step is not step for kind, step in zip(kinds, before, strict=True))
+        assert all(getattr(*place) is not method for place, method in zip(places, before, strict=True))
         scheduler = made("DDIMScheduler", STABLE)
         assert scheduler.step(torch.ones(SHAPE), scheduler.timesteps[0], torch.ones(SHAPE)).prev_sample.shape == SHAPE
-    assert [kind.step for kind in kinds] == before
+    assert [getattr(*place) for place in places] == before
+
+
+def test_what_a_subclass_overrides_stays() -> None:
+    class Own(peers.scheduler_class("DDIMScheduler")):  # type: ignore[misc]
+        def add_noise(self, *args: Any) -> str:
+            return "own"
+
+    scheduler = ours.patch_scheduler(Own())
+    assert scheduler.add_noise(torch.ones(SHAPE), torch.ones(SHAPE), torch.tensor([1])) == "own"
+    assert "step" in vars(scheduler)
 
 
 def test_their_errors() -> None:

@@ -1,4 +1,4 @@
-"""A call of a scheduler's step: what it is given, what the scheduler knows, what it returns."""
+"""A call of a scheduler's method: what it is given, what the scheduler knows, what it returns."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import random
 from ..._seed import seed_of
 from ...diffusion.level import Level, Predicted, cumulative, predicted, ve
 from ...diffusion.loop import Threshold
@@ -39,17 +40,23 @@ def cached(build: Callable[..., Step]) -> Callable[..., Made]:
 
 
 class Unchanged(Exception):
-    """The scheduler's own step is to be called."""
+    """The scheduler's own method is to be called."""
+
+
+def kept(scheduler: Any, key: Any, source: Tensor, make: Callable[[], Any]) -> Any:
+    """What is made of a tensor of a scheduler; made again only when it is another tensor, or was written to."""
+    cache = scheduler.__dict__.setdefault("_pygen_kept", {})
+    version = None if source.is_inference() else source._version
+    found = cache.get(key)
+    if found is None or found[0] is not source or found[1] != version:
+        found = cache[key] = source, version, make()
+    return found[2]
 
 
 def numbers(scheduler: Any, name: str) -> list[float]:
-    """A table of a scheduler, as numbers; read again only when it is another."""
+    """A table of a scheduler, as numbers."""
     tensor = getattr(scheduler, name)
-    cache = scheduler.__dict__.setdefault("_pygen_numbers", {})
-    found = cache.get(name)
-    if found is None or found[0] is not tensor or found[1] != tensor._version:
-        found = cache[name] = (tensor, tensor._version, tensor.tolist())
-    return found[2]  # type: ignore[no-any-return]
+    return kept(scheduler, name, tensor, tensor.tolist)  # type: ignore[no-any-return]
 
 
 def index_of(scheduler: Any, timestep: Any) -> int:
@@ -75,12 +82,17 @@ def _place(scheduler: Any, timestep: Any) -> int | None:
     return place // times.stride(0) if repeated.count(repeated[place // times.stride(0)]) == 1 else None
 
 
-def time_of(scheduler: Any, timestep: Any) -> int:
+def number_of(scheduler: Any, timestep: Any) -> float:
     """A timestep as a number."""
     if not isinstance(timestep, Tensor):
-        return int(timestep)
+        return float(timestep)
     place = _place(scheduler, timestep)
-    return int(timestep.item()) if place is None else int(numbers(scheduler, "timesteps")[place])
+    return float(timestep.item()) if place is None else numbers(scheduler, "timesteps")[place]
+
+
+def time_of(scheduler: Any, timestep: Any) -> int:
+    """A timestep as a whole number."""
+    return int(number_of(scheduler, timestep))
 
 
 def level_of(scheduler: Any, time: int, beyond: str = "final_alpha_cumprod") -> Level:
@@ -120,19 +132,29 @@ class Call:
         given = self.options.get("variance_noise")
         if given is not None:
             return {"noise": given}
-        generator = self.options.get("generator")
-        if self.scheduler.__dict__.get("_pygen_noise") == "pygen":
-            return {"draws": True, **self._stream(generator)}
-        home = sys.modules[home_of(type(self.scheduler)).__module__]
-        like = self.output if self.log_std is None else self.sample
-        return {
-            "noise": home.randn_tensor(
-                like.shape, generator=generator, device=like.device, dtype=dtype or self.output.dtype
-            )
-        }
+        return {"draws": True, **self._stream()} if self.own_noise else {"noise": self._randn(dtype)}
 
-    def _stream(self, generator: Any) -> dict[str, Any]:
+    def noise(self, dtype: torch.dtype) -> Tensor:
+        """What a step draws, as a tensor."""
+        if not self.own_noise:
+            return self._randn(dtype)
+        return random.normal(self.sample.shape, dtype=dtype, device=self.sample.device, **self._stream())
+
+    @property
+    def own_noise(self) -> bool:
+        return bool(self.scheduler.__dict__.get("_pygen_noise") == "pygen")
+
+    def _randn(self, dtype: torch.dtype | None) -> Tensor:
+        """torch's own, by the function that the scheduler's module calls."""
+        home = sys.modules[home_of(type(self.scheduler)).__module__]
+        like, generator = self.output if self.log_std is None else self.sample, self.options.get("generator")
+        return home.randn_tensor(  # type: ignore[no-any-return]
+            like.shape, generator=generator, device=like.device, dtype=dtype or self.output.dtype
+        )
+
+    def _stream(self) -> dict[str, Any]:
         """Seed and step of the package's stream: steps are counted from where the scheduler's times were set."""
+        generator = self.options.get("generator")
         if isinstance(generator, list):
             raise ValueError("expected one generator for noise='pygen', which tells samples apart by their number")
         state = self.scheduler.__dict__
@@ -223,26 +245,49 @@ def advance(call: Call) -> None:
     call.drawn(Made(Step(0.0, 0.0, (Z,)), Tensor()))
 
 
-STEPS: dict[str, Callable[[Call, Any], Any]] = {}
-"""By the names of schedulers: what makes the results of their `step`, given a call and its timestep."""
+Method = Callable[[Any, dict[str, Any]], Any]
+
+METHODS: dict[str, dict[str, Method]] = {}
+"""By the names of schedulers and of their methods: what computes the result, of the scheduler and the arguments."""
 
 
-def steps_of(*names: str) -> Callable[[Callable[[Call, Any], Any]], Callable[[Call, Any], Any]]:
-    """Registers a function for schedulers."""
+def methods(method: str, *names: str) -> Callable[[Method], Method]:
+    """Registers a function for a method of schedulers."""
 
-    def register(function: Callable[[Call, Any], Any]) -> Callable[[Call, Any], Any]:
-        STEPS.update(dict.fromkeys(names, function))
+    def register(function: Method) -> Method:
+        for name in names:
+            METHODS.setdefault(name, {})[method] = function
+        return function
+
+    return register
+
+
+Stepping = Callable[[Call, Any], Any]
+
+
+def steps_of(*names: str, method: str = "step") -> Callable[[Stepping], Stepping]:
+    """Registers what makes the results of schedulers' steps, given a call and its timestep."""
+
+    def register(function: Stepping) -> Stepping:
+        @methods(method, *names)
+        def step(scheduler: Any, options: dict[str, Any]) -> Any:
+            output, sample = options.pop("model_output"), options.pop("sample")
+            timestep = options.pop("timestep", None)
+            if isinstance(output, Tensor) and isinstance(sample, Tensor) and output.dim() == sample.dim() > 0:
+                return function(Call(scheduler, output, sample, options), timestep)
+            raise Unchanged
+
         return function
 
     return register
 
 
 def home_of(kind: type) -> type:
-    """The class of diffusers that a scheduler's step comes from."""
+    """The class of diffusers that a scheduler's methods come from."""
     for base in kind.__mro__:
-        if base.__name__ in STEPS and base.__module__.startswith("diffusers."):
+        if base.__name__ in METHODS and base.__module__.startswith("diffusers."):
             return base
-    raise TypeError(f"expected one of {', '.join(STEPS)}, got {kind.__name__}")
+    raise TypeError(f"expected one of {', '.join(METHODS)}, got {kind.__name__}")
 
 
 def preconditioned(kind: Any, sigma: float, sigma_data: float) -> Predicted:

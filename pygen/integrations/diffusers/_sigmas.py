@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...diffusion.coefficients import adams, first_order, two_stage
 from ...diffusion.level import Level, Predicted, flow, predicted, ve
-from ...diffusion.step import G, Row, Step, X, Z
+from ...diffusion.step import G, H, Row, Step, X, Z
 from ._call import (
     Call,
     Unchanged,
@@ -18,6 +19,7 @@ from ._call import (
     cached,
     clamp_of,
     index_of,
+    kept,
     numbers,
     preconditioned,
     prediction_of,
@@ -99,39 +101,62 @@ def _heun_step(kind: Any, sigma: float, then: float, second: bool, clip: float) 
     return replace(two_stage.heun_first(ve(sigma), ve(then), predicted(kind, ve(sigma))), clip=clip)
 
 
-@steps_of("FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler")
+@steps_of("HeunDiscreteScheduler")
 def heun(call: Call, timestep: Any) -> Any:
     s, config = call.scheduler, call.scheduler.config
-    moving = hasattr(config, "shift")
-    if moving and (isinstance(timestep, (int, torch.IntTensor, torch.LongTensor)) or call.options["s_churn"] > 0):
+    i = index_of(s, timestep)
+    sigmas = numbers(s, "sigmas")
+    second = not s.state_in_first_order
+    made = _heun_step(prediction_of(config), sigmas[i - second], sigmas[i + 1 - second], second, clamp_of(config)[0])
+    results = call.apply(made, [s.sample, s.prev_derivative] if second else ())
+    if second:
+        s.prev_derivative = s.dt = s.sample = None
+    else:
+        s.prev_derivative, s.sample = results[1], call.sample
+        s.dt = s.sigmas[i + 1] - s.sigmas[i]
+    s._step_index += 1
+    return returned(call, "HeunDiscreteSchedulerOutput", results[0], x0_of(call, made))
+
+
+@cached
+def _flow_heun_first(sigma: float, hat: float, then: float, noise_scale: float) -> Step:
+    """Churn comes after the network was asked; a third row is the state with its noise."""
+    x = X + noise_scale * math.sqrt(hat**2 - sigma**2) * Z if hat > sigma else X
+    slope = sigma / hat * G
+    return Step(0.0, 0.0, (x + (then - hat) * slope, slope, x)[: 3 if hat > sigma else 2])
+
+
+@cached
+def _flow_heun_second(distance: float) -> Step:
+    return Step(0.0, 0.0, (H(0) + distance / 2 * (H(1) + G),))
+
+
+@steps_of("FlowMatchHeunDiscreteScheduler")
+def flow_heun(call: Call, timestep: Any) -> Any:
+    s = call.scheduler
+    if isinstance(timestep, (int, torch.IntTensor, torch.LongTensor)):
         raise Unchanged
     i = index_of(s, timestep)
     sigmas = numbers(s, "sigmas")
     second = not s.state_in_first_order
     sigma, then = sigmas[i - second], sigmas[i + 1 - second]
-    kind = "flow_prediction" if moving else prediction_of(config)
-    build = _flow_heun_step if moving else _heun_step
-    made = build(kind, sigma, then, second, math.inf if moving else clamp_of(config)[0])
+    hat = sigma * (1 + _churn(call, sigmas, sigma))
     wide = torch.promote_types(call.sample.dtype, torch.float32)
-    first_type = call.output.dtype if moving else torch.promote_types(call.sample.dtype, call.output.dtype)
-    types = [first_type] if second else [first_type, wide if moving else first_type]
-    results = call.apply(made, [s.sample, s.prev_derivative] if second else (), dtypes=types)
     if second:
+        made = _flow_heun_second(kept(s, "dt", s.dt, s.dt.item))
+        if hat > sigma:  # its noise cancels
+            advance(call)
+        result = call.apply(made, [s.sample, s.prev_derivative], dtypes=[call.output.dtype])[0]
         s.prev_derivative = s.dt = s.sample = None
     else:
-        s.prev_derivative, s.sample = results[1], call.sample.to(wide) if moving else call.sample
-        s.dt = s.sigmas[i + 1] - s.sigmas[i]
+        made = _flow_heun_first(sigma, hat, then, call.options["s_noise"])
+        types = [call.output.dtype, torch.promote_types(wide, call.output.dtype), wide]
+        result, s.prev_derivative, *noisy = call.apply(made, dtypes=types[: len(made.step.rows)])
+        s.sample = noisy[0] if noisy else call.sample.to(wide)
+        s.dt = s.sigmas[i + 1] - s.sigmas[i] * (hat / sigma)
+        kept(s, "dt", s.dt, lambda: then - hat)  # without a wait for the device
     s._step_index += 1
-    if moving:
-        return returned(call, "FlowMatchHeunDiscreteSchedulerOutput", results[0])
-    return returned(call, "HeunDiscreteSchedulerOutput", results[0], x0_of(call, made))
-
-
-@cached
-def _flow_heun_step(kind: Any, sigma: float, then: float, second: bool, clip: float) -> Step:
-    if second:
-        return two_stage.heun_second(flow(sigma), flow(then), predicted(kind, flow(then)))
-    return two_stage.heun_first(flow(sigma), flow(then), predicted(kind, flow(sigma)))
+    return returned(call, "FlowMatchHeunDiscreteSchedulerOutput", result)
 
 
 @cached
@@ -257,7 +282,7 @@ def flow_euler(call: Call, timestep: Any) -> Any:
     if isinstance(timestep, (int, torch.IntTensor, torch.LongTensor)):
         raise Unchanged
     if call.options["per_token_timesteps"] is not None:
-        raise Unchanged
+        return _flow_euler_of_tokens(call, timestep, call.options["per_token_timesteps"])
     i = index_of(s, timestep)
     sigmas = numbers(s, "sigmas")
     made = _flow_step(sigmas[i], sigmas[i + 1], bool(s.config.stochastic_sampling))
@@ -265,5 +290,36 @@ def flow_euler(call: Call, timestep: Any) -> Any:
     if s.config.stochastic_sampling and not made.step.noisy:
         advance(call)
     result = call.apply(made, noise_dtype=wide, dtypes=[call.output.dtype])[0]
+    s._step_index += 1
+    return returned(call, "FlowMatchEulerDiscreteSchedulerOutput", result)
+
+
+def _flow_euler_of_tokens(call: Call, timestep: Any, times: Any) -> Any:
+    """For x [B, L, C] and times [B, L]: each token goes to the next sigma below its own, along the output.
+
+    With the other sign than a whole sample: pipelines that tell tokens apart negate what the network says. A pass or
+    two of torch's own are as fast as a table with a row for every token.
+    """
+    s, x, output = call.scheduler, call.sample, call.output
+    if not (isinstance(times, Tensor) and times.is_floating_point() and times.device == x.device):
+        raise Unchanged
+    if x.dim() != 3 or x.shape != output.shape or times.shape != x.shape[:2]:
+        raise Unchanged
+    index_of(s, timestep)
+    levels = kept(
+        s, ("levels", x.device), s.sigmas,
+        lambda: torch.tensor([0.0, *sorted(numbers(s, "sigmas"))], dtype=torch.float64, device=x.device),
+    )  # fmt: skip
+    now = times / s.config.num_train_timesteps
+    then = levels[torch.searchsorted(levels[1:], (now - 1e-6).double())]
+    now = now.double()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    own = torch.promote_types(torch.promote_types(wide, times.dtype), output.dtype)
+    x, output = x.to(own), output.to(own)
+    if s.config.stochastic_sampling:
+        x0 = torch.addcmul(x, -now.to(own)[..., None], output)
+        result = torch.lerp(x0, call.noise(wide).to(own), then.to(own)[..., None])
+    else:
+        result = torch.addcmul(x, (now - then).to(own)[..., None], output)
     s._step_index += 1
     return returned(call, "FlowMatchEulerDiscreteSchedulerOutput", result)

@@ -38,6 +38,11 @@ def _space(config: Any) -> str:
 _LEVELS: dict[str, Callable[[float], Level]] = {"edm": ve, "flow": flow, "vp": vp}
 
 
+def level_at(config: Any) -> Callable[[float], Level]:
+    """The levels of a solver's sigmas."""
+    return _LEVELS[_space(config)]
+
+
 def _said_as(config: Any) -> tuple[Any, float | None, str]:
     """What the network predicts, EDM's sigma_data, and the space of the states."""
     kind = prediction_of(config)
