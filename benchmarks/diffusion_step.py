@@ -50,8 +50,9 @@ LATTICE = [Point(950 - 19 * i) for i in range(AT - 2, AT + 2)]
 class Sampler:
     """One sampler's step from x, the model's prediction of the noise, and history.
 
-    rows: of coefficients of x, g, x0, noise and history. clip: of x0. scheduler: diffusers' class, its options, and the
-    state to set before a step from history. eager: the step as one writes it. draws: whether it needs noise.
+    rows: of coefficients of x, g, x0, noise and history: the next state, and what later steps need. clip: of x0.
+    eager: the same as one writes it. draws: whether it needs noise. scheduler: diffusers' class and its options; state:
+    what to set before a step from history; kept: what it keeps for later steps.
     """
 
     p: float
@@ -60,6 +61,7 @@ class Sampler:
     eager: Function
     scheduler: tuple[str, dict[str, Any]]
     state: Callable[..., dict[str, Any]] = lambda: {}
+    kept: Callable[[Any], Tensors] = lambda scheduler: ()
     clip: float = math.inf
     history: int = 0
     draws: bool = False
@@ -136,6 +138,10 @@ def _dpm_state(h: Tensor) -> dict[str, Any]:
     return {"model_outputs": [None, h], "lower_order_nums": 2}
 
 
+def _newest(scheduler: Any) -> Tensors:
+    return (scheduler.model_outputs[-1],)
+
+
 def _dpm(name: str, x_weight: float, f: float, std: float) -> Sampler:
     """x' = x_weight x + f (x0 + (x0 - h) / (2 r)) + std z."""
     _, before, now, after = LATTICE
@@ -144,12 +150,12 @@ def _dpm(name: str, x_weight: float, f: float, std: float) -> Sampler:
     def eager(x: Tensor, eps: Tensor, h: Tensor) -> Tensors:
         x0 = (x - now.sigma * eps) / now.alpha
         y = x_weight * x + f * (x0 + slope * (x0 - h))
-        return (y + std * torch.randn_like(x) if std else y,)
+        return (y + std * torch.randn_like(x) if std else y, x0)
 
     scheduler = ("DPMSolverMultistepScheduler", {"algorithm_type": name, "timestep_spacing": "leading"})
     rows = [(x_weight, 0, f * (1 + slope), std, -f * slope), (0, 0, 1)]
     p, q = 1 / now.alpha, -now.sigma / now.alpha
-    return Sampler(p, q, rows, eager, scheduler, _dpm_state, history=1, draws=std > 0)
+    return Sampler(p, q, rows, eager, scheduler, _dpm_state, _newest, history=1, draws=std > 0)
 
 
 def dpmpp_2m() -> Sampler:
@@ -201,7 +207,7 @@ def unipc() -> Sampler:
     def eager(x: Tensor, eps: Tensor, last: Tensor, h1: Tensor, h2: Tensor) -> Tensors:
         x0 = (x - now.sigma * eps) / now.alpha
         y = corrected[0] * last + corrected[1] * h1 + corrected[2] * h2 + corrected_x0 * x0
-        return (again * y + scale * (x0 + 0.5 / r * (h1 - x0)),)
+        return again * y + scale * (x0 + 0.5 / r * (h1 - x0)), x0, y
 
     def state(last: Tensor, h1: Tensor, h2: Tensor) -> dict[str, Any]:
         times = [older.t, before.t]
@@ -212,7 +218,11 @@ def unipc() -> Sampler:
 
     rows = [(0, 0, x0_weight, 0, *history), (0, 0, 1), (0, 0, corrected_x0, 0, *corrected)]
     scheduler = ("UniPCMultistepScheduler", {"timestep_spacing": "leading"})
-    return Sampler(1 / now.alpha, -now.sigma / now.alpha, rows, eager, scheduler, state, history=3)
+
+    def kept(scheduler: Any) -> Tensors:
+        return *_newest(scheduler), scheduler.last_sample
+
+    return Sampler(1 / now.alpha, -now.sigma / now.alpha, rows, eager, scheduler, state, kept, history=3)
 
 
 SAMPLERS = {
@@ -241,7 +251,7 @@ def scheduler_step(sampler: Sampler, scheduler: Any) -> Function:
 
     def call(x: Tensor, eps: Tensor, *history: Tensor) -> Tensors:
         vars(scheduler).update(sampler.state(*history), _step_index=AT)
-        return (scheduler.step(eps, t, x, return_dict=False)[0],)
+        return scheduler.step(eps, t, x, return_dict=False)[0], *sampler.kept(scheduler)
 
     return call
 
@@ -251,7 +261,7 @@ def case(name: str, shape: tuple[int, ...], dtype: torch.dtype, **of_case: Any) 
 
     def step(function: Callable[..., list[Tensor]], **options: Any) -> Function:
         def call(x: Tensor, eps: Tensor, *history: Tensor) -> Tensors:
-            return (function(x, [eps], sampler.table, rows=len(sampler.rows), history=history, **options)[0],)
+            return tuple(function(x, [eps], sampler.table, rows=len(sampler.rows), history=history, **options))
 
         return call
 
@@ -270,6 +280,7 @@ def case(name: str, shape: tuple[int, ...], dtype: torch.dtype, **of_case: Any) 
             {"fwd": work},
             {"diffusers": lambda: scheduler_step(sampler, scheduler_of(sampler))},
             rounds=True,
+            slack=2 if sampler.draws else 1,  # the reference rounds too
         )
 
     suffix = "" if dtype == torch.float32 else f"-{str(dtype).removeprefix('torch.')}"

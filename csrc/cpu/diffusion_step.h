@@ -14,8 +14,8 @@ inline namespace CPU_CAPABILITY {
 namespace {
 
 // What is known at compile time. kPlain: no noise, nothing known; a form of its own, since vectors that may not be used
-// are nevertheless kept. kUsual: besides, one output, no rescaling, no threshold, no type but the arithmetic's, and
-// results that fit the caches, where branches take as long as the work.
+// are nevertheless kept. kUsual: besides, one output, no rescaling, no threshold, tensors of one type Own, and results
+// that fit the caches, where branches take as long as the work.
 enum class StepForm { kAny, kPlain, kUsual };
 
 constexpr int64_t kStepBlock = 1024;  // elements whose noise is drawn at once: it stays in the first-level cache
@@ -56,9 +56,9 @@ PYGEN_INLINE void load_vectors(Vec<T>* v, const S* p, int64_t n) {
   }
 }
 
-template <StepForm kForm, int N, class T>
+template <StepForm kForm, class Own, int N, class T>
 PYGEN_INLINE void load_vectors(Vec<T>* v, const Stored& from, int64_t at, int64_t n) {
-  if constexpr (kForm == StepForm::kUsual) return load_vectors<N>(v, static_cast<const T*>(from.data) + at, n);
+  if constexpr (kForm == StepForm::kUsual) return load_vectors<N>(v, static_cast<const Own*>(from.data) + at, n);
   with_storage(from.type, [&](auto s) __attribute__((always_inline)) {
     load_vectors<N>(v, static_cast<const decltype(s)*>(from.data) + at, n);
   });
@@ -90,9 +90,9 @@ PYGEN_INLINE void store_vectors(S* p, const Vec<T>* v, int64_t n, bool stream) {
   if (!direct) copy(p, some, n, stream);
 }
 
-template <StepForm kForm, int N, class T>
+template <StepForm kForm, class Own, int N, class T>
 PYGEN_INLINE void store_vectors(const Written& to, int64_t at, const Vec<T>* v, int64_t n, bool stream) {
-  if constexpr (kForm == StepForm::kUsual) return store_vectors<N>(static_cast<T*>(to.data) + at, v, n, false);
+  if constexpr (kForm == StepForm::kUsual) return store_vectors<N>(static_cast<Own*>(to.data) + at, v, n, false);
   with_storage(Storage(to.type), [&](auto s) __attribute__((always_inline)) {
     using S = decltype(s);
     if constexpr (!std::is_same_v<S, uint8_t>) store_vectors<N>(static_cast<S*>(to.data) + at, v, n, stream);
@@ -146,22 +146,22 @@ PYGEN_INLINE void each_vector(Vec<T>* v, const F& f) {
 }
 
 // n elements from i on, at most N vectors. noise: element 0 of it is element `first`.
-template <StepForm kForm, int N, class T>
+template <StepForm kForm, class Own, int N, class T>
 PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, const Stored& noise, int64_t first,
                                int64_t i, int64_t n) {
   using V = Vec<T>;
   using at::vec::fmadd;
   constexpr bool kUsual = kForm == StepForm::kUsual;
   V x[N], g[N], x0[N];
-  load_vectors<kForm, N>(x, a.x, i, n);
+  load_vectors<kForm, Own, N>(x, a.x, i, n);
   if constexpr (kUsual) {
-    load_vectors<kForm, N>(g, a.output[0], i, n);
+    load_vectors<kForm, Own, N>(g, a.output[0], i, n);
     each_vector<N>(g, [&](int k) { return V(c.weight[0]) * g[k]; });
   } else {
     each_vector<N>(g, [](int) { return V(T(0)); });
     for (int j = 0; j < a.outputs; ++j) {
       V m[N];
-      load_vectors<kForm, N>(m, a.output[j], i, n);
+      load_vectors<kForm, Own, N>(m, a.output[j], i, n);
       each_vector<N>(g, [&](int k) { return fmadd(V(c.weight[j]), m[k], g[k]); });
     }
   }
@@ -178,13 +178,13 @@ PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, 
 
   V z[N], kept[N];
   if constexpr (kForm == StepForm::kAny) {
-    if (noise.data) load_vectors<kForm, N>(z, noise, i - first, n);
+    if (noise.data) load_vectors<kForm, Own, N>(z, noise, i - first, n);
     if (a.known.data) {
-      load_vectors<kForm, N>(kept, a.known, i, n);
+      load_vectors<kForm, Own, N>(kept, a.known, i, n);
       each_vector<N>(kept, [&](int k) { return V(c.known) * kept[k]; });
       if (a.known_noise.data) {
         V own[N];
-        load_vectors<kForm, N>(own, a.known_noise, i, n);
+        load_vectors<kForm, Own, N>(own, a.known_noise, i, n);
         each_vector<N>(kept, [&](int k) { return fmadd(V(c.known_noise), own[k], kept[k]); });
       } else if (noise.data) {
         each_vector<N>(kept, [&](int k) { return fmadd(V(c.known_noise), z[k], kept[k]); });
@@ -192,7 +192,7 @@ PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, 
     }
     if (noise.data && a.log_std.data) {
       V l[N];
-      load_vectors<kForm, N>(l, a.log_std, i, n);
+      load_vectors<kForm, Own, N>(l, a.log_std, i, n);
       each_vector<N>(z, [&](int k) {
         const Exp<T> e = exp_parts(fmadd(V(c.slope), l[k], V(c.log_std)));
         return scale2(e.m, e.n) * z[k];
@@ -207,26 +207,26 @@ PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, 
     if (kForm == StepForm::kAny && noise.data) each_vector<N>(y, [&](int k) { return fmadd(V(row.d), z[k], y[k]); });
     for (int h = 0; h < a.history; ++h) {
       V past[N];
-      load_vectors<kForm, N>(past, a.past[h], i, n);
+      load_vectors<kForm, Own, N>(past, a.past[h], i, n);
       each_vector<N>(y, [&](int k) { return fmadd(V(row.past[h]), past[k], y[k]); });
     }
     if (kForm == StepForm::kAny && r == 0 && a.known.data) {
       V m[N];
-      load_vectors<kForm, N>(m, a.mask, i, n);
+      load_vectors<kForm, Own, N>(m, a.mask, i, n);
       each_vector<N>(y, [&](int k) { return fmadd(m[k], kept[k], (V(T(1)) - m[k]) * y[k]); });
     }
-    store_vectors<kForm, N>(a.result[r], i, y, n, a.stream);
+    store_vectors<kForm, Own, N>(a.result[r], i, y, n, a.stream);
     if (r == 0 && a.copies) {
       V u[N];
       each_vector<N>(u, [&](int k) { return V(c.scale) * y[k]; });
       for (int64_t batch = 0; batch < a.copies; ++batch) {
-        store_vectors<kForm, N>(a.next, batch * a.elements + i, u, n, a.stream);
+        store_vectors<kForm, Own, N>(a.next, batch * a.elements + i, u, n, a.stream);
       }
     }
   }
 }
 
-template <StepForm kForm, class T>
+template <StepForm kForm, class Own, class T>
 void step_elements(const StepArgs& a, int64_t begin, int64_t end) {
   constexpr int64_t kVector = Vec<T>::size(), kGroup = kStepVectors * kVector;
   StepCoefficients<T> c;
@@ -244,19 +244,18 @@ void step_elements(const StepArgs& a, int64_t begin, int64_t end) {
     for (int64_t i = block; i < stop;) {
       const int64_t run = i / a.run, last = std::min(stop, (run + 1) * a.run);
       if (run != read) c.read(a, run), read = run;
-      for (; i + kGroup <= last; i += kGroup) step_vectors<kForm, kStepVectors>(a, c, noise, first, i, kGroup);
-      for (; i < last; i += kVector) step_vectors<kForm, 1>(a, c, noise, first, i, std::min(kVector, last - i));
+      for (; i + kGroup <= last; i += kGroup) step_vectors<kForm, Own, kStepVectors>(a, c, noise, first, i, kGroup);
+      for (; i < last; i += kVector) step_vectors<kForm, Own, 1>(a, c, noise, first, i, std::min(kVector, last - i));
       i = last;
     }
   }
   if (a.stream) stream_fence();
 }
 
-template <class T>
-bool usual(const StepArgs& a) {
-  constexpr auto kType = std::is_same_v<T, float> ? Storage::kF32 : Storage::kF64;
-  const auto read = [&](const Stored& s) { return s.type == kType; };
-  const auto made = [&](const Written& w) { return Storage(w.type) == kType; };
+// Whether a step has the form kUsual with tensors of one storage type.
+inline bool usual(const StepArgs& a, Storage type) {
+  const auto read = [&](const Stored& s) { return s.type == type; };
+  const auto made = [&](const Written& w) { return Storage(w.type) == type; };
   return a.outputs == 1 && !a.rescale && !a.threshold && !a.stream && read(a.x) && read(a.output[0]) &&
          std::all_of(a.past, a.past + a.history, read) && std::all_of(a.result, a.result + a.results, made) &&
          (!a.copies || made(a.next));
@@ -265,9 +264,17 @@ bool usual(const StepArgs& a) {
 template <class T>
 void diffusion_step(const StepArgs& a, int64_t begin, int64_t end) {
   const bool plain = !a.draws && !a.noise.data && !a.known.data;
-  if (!plain) return step_elements<StepForm::kAny, T>(a, begin, end);
-  return usual<T>(a) ? step_elements<StepForm::kUsual, T>(a, begin, end)
-                     : step_elements<StepForm::kPlain, T>(a, begin, end);
+  if (!plain) return step_elements<StepForm::kAny, T, T>(a, begin, end);
+  const auto done = [&](auto s) {
+    using S = decltype(s);
+    if constexpr (std::is_same_v<S, T> || (std::is_same_v<T, float> && sizeof(S) == 2)) {
+      step_elements<StepForm::kUsual, S, T>(a, begin, end);
+      return true;
+    }
+    return false;
+  };
+  if (usual(a, a.x.type) && with_storage(a.x.type, done)) return;
+  step_elements<StepForm::kPlain, T, T>(a, begin, end);
 }
 
 }  // namespace

@@ -10,6 +10,8 @@ columns of its table, one row for each sample.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -27,12 +29,23 @@ def rescale_guidance(stats: Tensor, scale: float, amount: float, n: int) -> Tens
     Lin et al. 2023 (arXiv 2305.08891, equations 15 and 16; amount is their phi, 0.7). 1 where std(g) is 0, to the
     rounding of sums that cancel. n: elements of a sample.
     """
-    u, c, uu, uc, cc = stats.unbind(1)
-    of_u, of_c, of_both = uu - u * u / n, cc - c * c / n, uc - u * c / n  # n times variances and the covariance
-    of_g = (1 - scale) ** 2 * of_u + 2 * scale * (1 - scale) * of_both + scale**2 * of_c
-    nothing = 4 * torch.finfo(torch.float64).eps * ((1 - scale) ** 2 * uu + scale**2 * cc)
-    of_g = torch.where(of_g <= nothing, 0.0, of_g)
-    return amount * _over(of_c.clamp(min=0).sqrt(), of_g.sqrt(), 1.0) + 1 - amount
+    moments = stats[:, 2:]  # uu, uc, cc
+    left, right, weights, rounding = _constants(scale, stats.device)
+    central = torch.addcmul(  # n times variances and the covariance
+        moments, stats.index_select(1, left), stats.index_select(1, right), value=-1 / n
+    )
+    of_g, of_c = torch.mv(central, weights), central[:, 2].clamp(min=0)
+    ratio = torch.where(of_g <= torch.mv(moments, rounding), 1.0, (of_c / of_g).sqrt())
+    return ratio.mul_(amount).add_(1 - amount)
+
+
+@lru_cache(maxsize=64)
+def _constants(scale: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of `rescale_guidance`, made once, since a call is short: the factors of products of two sums, the weights of
+    moments in those of g, and how much of moments is rounding."""
+    weights = torch.tensor([(1 - scale) ** 2, 2 * scale * (1 - scale), scale**2], dtype=torch.float64, device=device)
+    rounding = 4 * torch.finfo(torch.float64).eps * weights.clamp(min=0)
+    return torch.tensor([0, 0, 1], device=device), torch.tensor([0, 1, 1], device=device), weights, rounding
 
 
 def projected_guidance(
