@@ -197,12 +197,18 @@ class Call:
 class _Pair(tuple):  # type: ignore[type-arg]
     """(prev_sample, x0) whose second is computed when it is asked for, since pipelines never do."""
 
-    _second: Callable[[], Tensor]
+    _compute: Callable[[], Tensor]
+    _computed: Tensor | None
 
     def __new__(cls, first: Tensor, second: Callable[[], Tensor]) -> _Pair:
         pair = super().__new__(cls, (first, None))
-        pair._second = functools.cache(second)
+        pair._compute, pair._computed = second, None
         return pair
+
+    def _second(self) -> Tensor:
+        if self._computed is None:
+            self._computed = self._compute()
+        return self._computed
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, int) and index in (0, -2):
@@ -228,9 +234,9 @@ def returned(call: Call, name: str, first: Tensor, second: Callable[[], Tensor] 
 def x0_of(call: Call, made: Made, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
     """The data predicted, when asked for."""
     sample, output = call.sample, call.output
-    step = Step(made.step.p, made.step.q, (X0,), clip=made.step.clip, threshold=made.step.threshold)
 
     def compute() -> Tensor:
+        step = Step(made.step.p, made.step.q, (X0,), clip=made.step.clip, threshold=made.step.threshold)
         told = Call(call.scheduler, output, sample, {})
         told.threshold = call.threshold
         return told.apply(Made(step, table([step])), dtypes=[dtype or torch.promote_types(sample.dtype, output.dtype)])[

@@ -151,7 +151,7 @@ def add_noise_by_sigma(scheduler: Any, options: dict[str, Any]) -> Tensor:
 def add_noise_of_solvers(scheduler: Any, options: dict[str, Any]) -> Tensor:
     """Times that a solver does not have are its last."""
     sample, noise = options["original_samples"], options["noise"]
-    places = _places(scheduler, sample, options["timesteps"], len(scheduler.timesteps) - 1)
+    places = _places(scheduler, sample, options["timesteps"], scheduler.timesteps.shape[0] - 1)
     return _mixed(scheduler, sample, noise, places, "sigmas", level_at(scheduler.config))
 
 

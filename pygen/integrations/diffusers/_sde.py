@@ -92,7 +92,7 @@ def predict(call: Call, timestep: Any) -> Any:
     s = call.scheduler
     if s.timesteps is None or (isinstance(timestep, Tensor) and timestep.dim()):
         raise Unchanged
-    place = int(np.float32(number_of(s, timestep)) * np.float32(len(s.timesteps) - 1))
+    place = int(np.float32(number_of(s, timestep)) * np.float32(s.timesteps.shape[0] - 1))
     sigmas = numbers(s, "discrete_sigmas")
     if not 0 <= place < len(sigmas):
         raise Unchanged

@@ -258,10 +258,10 @@ def consistency(call: Call, timestep: Any) -> Any:
     sigmas = numbers(s, "sigmas")
     after = sigmas[i + 1] if i + 1 < config.num_train_timesteps else sigmas[-1]
     then = min(max(after, config.sigma_min), config.sigma_max)
-    scale = config.s_noise if len(s.timesteps) > 1 else 0.0
+    scale = config.s_noise if s.timesteps.shape[0] > 1 else 0.0
     clip = 1.0 if config.clip_denoised else math.inf
     made = _consistency_step(sigmas[i], then, config.sigma_data, config.sigma_min, scale, clip)
-    if not made.step.noisy and len(s.timesteps) > 1:
+    if not made.step.noisy and s.timesteps.shape[0] > 1:
         advance(call)
     result = call.apply(made)[0]
     s._step_index += 1

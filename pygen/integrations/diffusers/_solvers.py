@@ -108,7 +108,8 @@ def dpm_multistep(call: Call, timestep: Any) -> Any:
     if s.num_inference_steps is None:
         raise Unchanged
     i = index_of(s, timestep)
-    n, few = len(s.timesteps), config.lower_order_final and len(s.timesteps) < 15
+    n = s.timesteps.shape[0]
+    few = config.lower_order_final and n < 15
     final = i == n - 1 and (config.euler_at_final or few or config.final_sigmas_type == "zero")
     order = min(config.solver_order, s.lower_order_nums + 1)
     order = 1 if final else min(order, 2) if i == n - 2 and few else order
@@ -159,7 +160,8 @@ def deis(call: Call, timestep: Any) -> Any:
     if s.num_inference_steps is None:
         raise Unchanged
     i = index_of(s, timestep)
-    n, few = len(s.timesteps), config.lower_order_final and len(s.timesteps) < 15
+    n = s.timesteps.shape[0]
+    few = config.lower_order_final and n < 15
     order = min(config.solver_order, s.lower_order_nums + 1)
     order = 1 if i == n - 1 and few else min(order, 2) if i == n - 2 and few else order
     sigmas = _behind(numbers(s, "sigmas"), i, order)
@@ -188,7 +190,7 @@ def unipc(call: Call, timestep: Any) -> Any:
         raise Unchanged
     i = index_of(s, timestep)
     correct = s.this_order if i > 0 and i - 1 not in s.disable_corrector and s.last_sample is not None else 0
-    order = min(config.solver_order, len(s.timesteps) - i if config.lower_order_final else config.solver_order)
+    order = min(config.solver_order, s.timesteps.shape[0] - i if config.lower_order_final else config.solver_order)
     order = min(order, s.lower_order_nums + 1)
     sigmas = _behind(numbers(s, "sigmas"), i, min(max(order, correct + 1), i + 1))
     space = "data" if s.predict_x0 else "noise"
