@@ -124,7 +124,7 @@ class DrawGate:
         inputs = self.proof.tensors if self.proof else bound.inputs
         pairs = zip(self.outputs(bound.function, inputs), self.truth, strict=True)
         for a, b in pairs:
-            ulp = self.ulps * torch.finfo(b.dtype).eps * _size(b.double())
+            ulp = self.ulps * torch.finfo(b.dtype).eps * _size(b.double()) if self.ulps else 0.0
             same_shape = a.shape == b.shape and a.numel()
             others = ((a != b) & ~((a - b).abs() <= ulp)).flatten(1).any(1).double().mean() if same_shape else 0.0
             if a.shape != b.shape or not others <= self.tolerance:
