@@ -35,11 +35,12 @@ class State(NamedTuple):
         return tuple(None if tensor is None else [*map(id, places)].index(id(tensor)) for tensor in places)
 
 
-def captured(function: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of what the function launches, which is not run: each call of the result runs it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
+def captured(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """A CUDA graph of what the function launches on a device, which is not run: each call of the result runs it."""
+    with torch.cuda.device(device):  # a stream that captures sees its own device's work alone
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+            function()
     return graph.replay
 
 
@@ -83,7 +84,7 @@ class _Graph:
             own = {*map(id, self._given.tensors)}  # the next call overwrites them, while it reads the result
             self._result = function(self._given).mapped(lambda t: t.clone() if id(t) in own else t)
 
-        self._replay = captured(run)
+        self._replay = captured(run, like.x.device)
 
     def __call__(self, state: State) -> State:
         copy(self._given.tensors, state.tensors)

@@ -82,6 +82,9 @@ class Discrete:
 
     def __post_init__(self) -> None:
         check_choice("last", self.last, ("zero", "sigma_min"))
+        table = self.alphas_cumprod
+        if table.dim() != 1 or not len(table) or not ((table >= 0) & (table <= 1)).all():
+            raise ValueError(f"expected alphas_cumprod [N] within [0, 1], got {tuple(table.shape)}: {table.tolist()}")
 
     @classmethod
     def of(
@@ -212,6 +215,9 @@ class Flow:
         """
         check_choice("even", even, ("both", "first", "last"))
         check_choice("last", last, ("zero", "sigma_min"))
+        check_choice("shift_kind", shift_kind, ("exponential", "linear"))
+        if terminal is not None:
+            check_number("terminal", terminal, 0, 1)
         if isinstance(sigmas, str):
             check_integer("steps", steps, 1)
             values = self._even(steps, even, mu is None)

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from .._arguments import check_number
 from .._seed import Source, seed_of
 from ..ops import diffusion_step, quantile_abs
 from ..progress import Progress
@@ -27,6 +28,10 @@ class Threshold:
 
     quantile: float = 0.995
     largest: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("quantile", self.quantile, 0, 1)
+        check_number("largest", self.largest, 0, math.inf, above=True)
 
     def of(self, x: Tensor, outputs: Sequence[Tensor], table: Tensor, row: int | Tensor = 0) -> Tensor:
         """The bound of each sample [B], in the arithmetic's type, for a step of `pygen.ops.diffusion_step`."""
@@ -101,7 +106,7 @@ def sample_loop(
             + ("neither" if known is None else "a plan that does not")
         )
     if known is not None and known_mask is not None:
-        known, known_mask = known.expand_as(x), known_mask.expand_as(x)
+        known, known_mask = _like("known", known, x), _like("known_mask", known_mask, x)
     if graph and x.device.type not in DEVICES:
         raise ValueError(f"expected x on a CUDA device for graph=True, got {x.device}")
     if graph and (noise is not None or callback is not None):
@@ -126,7 +131,14 @@ def sample_loop(
         if plan.evaluations[index].time is not None:
             time = told[row] if isinstance(row, int) else times.index_select(0, row.reshape(1)).squeeze(0)
             output = network(state.fed, time)
-            if step.log_std is not None and output.shape[1:2] != x.shape[1:2]:
+            if not isinstance(output, Tensor):
+                raise TypeError(f"expected the network to return a tensor, got {type(output).__name__}")
+            if step.log_std is not None:
+                if output.shape[1:2] == x.shape[1:2]:
+                    raise ValueError(
+                        "expected the network to return variances as channels beside its prediction, for a plan with "
+                        f"learned ones: twice the channels of x {tuple(x.shape)}, got {tuple(output.shape)}"
+                    )
                 output, variance = output.chunk(2, 1)
                 variance = variance[-len(x) :]  # of the conditional copy
             outputs = output.chunk(len(weights)) if len(weights) > 1 else (output,)
@@ -173,6 +185,14 @@ def _weights(guidance: float | Sequence[float] | None) -> tuple[float, ...]:
     if not all(map(math.isfinite, weights)):
         raise ValueError(f"expected finite weights of guidance, got {guidance}")
     return weights
+
+
+def _like(name: str, tensor: Tensor, x: Tensor) -> Tensor:
+    try:
+        return tensor.expand_as(x)
+    except RuntimeError:
+        shapes = f"{tuple(x.shape)}, got {tuple(tensor.shape)}"
+        raise ValueError(f"expected {name} of x's shape, or one that expands to it, {shapes}") from None
 
 
 def given(history: Sequence[Tensor | None], index: int) -> Tensor:

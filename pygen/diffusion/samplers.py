@@ -477,5 +477,5 @@ def _check_options(kind: Sampler, options: dict[str, Any]) -> None:
             check_integer(name, value, 1)
         elif name in _CHOICES:
             check_choice(name, value, _CHOICES[name])
-        elif isinstance(value, float) and name not in _SIGNED:
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and name not in _SIGNED:
             check_number(name, value, 0.0, _AT_MOST.get(name, sys.float_info.max))

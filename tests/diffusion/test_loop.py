@@ -101,6 +101,32 @@ def test_learned_variances() -> None:
         torch.testing.assert_close(out, sample_loop(network, first(fixed), fixed, generator=1), rtol=1e-10, atol=1e-10)
 
 
+def test_learned_variances_that_are_not_there() -> None:
+    learned = made("ddpm", variance="learned_range")
+    with pytest.raises(ValueError, match="expected the network to return variances as channels"):
+        sample_loop(network, first(learned), learned, generator=1)
+
+
+def test_what_a_network_returns() -> None:
+    run = made("ddim")
+    with pytest.raises(TypeError, match="expected the network to return a tensor, got tuple"):
+        sample_loop(lambda x, t: (x,), first(run), run)  # type: ignore[arg-type,return-value]
+
+
+def test_known_pixels_of_another_shape() -> None:
+    run = plan("repaint", Discrete.of(), 4, jump=2)
+    x = first(run)
+    with pytest.raises(ValueError, match=r"expected known of x's shape, or one that expands to it, .*got \(7,\)"):
+        sample_loop(network, x, run, known=torch.ones(7), known_mask=x > 0)
+
+
+def test_thresholds_that_are_none() -> None:
+    with pytest.raises(ValueError, match="expected quantile >= 0 and <= 1, got 2"):
+        Threshold(2)
+    with pytest.raises(ValueError, match=r"expected largest > 0.*, got nan"):
+        Threshold(0.9, math.nan)
+
+
 def test_what_is_told() -> None:
     run, told, counted = made("heun", steps=3), [], []
     x = first(run)
@@ -162,7 +188,7 @@ def test_replay(sampler: str, guidance: float | None, monkeypatch: pytest.Monkey
     """What a graph would repeat, repeated by calling it: the same bits, and few of them."""
     graphs: list[Callable[[], None]] = []
 
-    def captured(function: Callable[[], None]) -> Callable[[], None]:
+    def captured(function: Callable[[], None], _: torch.device) -> Callable[[], None]:
         graphs.append(function)
         return function
 

@@ -245,3 +245,20 @@ def test_timesteps(timesteps: list[float]) -> None:
 def test_refused_options(sampler: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"expected {said}"):
         plan(sampler, Discrete.of(), 5, **options)
+
+
+@pytest.mark.parametrize("option", [{"mu": 1.0, "shift_kind": "x"}, {"terminal": 2.0}])
+def test_refused_options_of_a_flow(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"expected {[*option][-1]}"):
+        plan("euler", Flow(), 4, grid=option)
+
+
+def test_whole_numbers_are_checked() -> None:
+    with pytest.raises(ValueError, match="expected eta >= 0, got -1"):
+        plan("ddim", Discrete.of(), 4, eta=-1)
+
+
+@pytest.mark.parametrize("values", [[2.0, 1.0], [0.5, -0.1], [math.nan], [[0.5]], []])
+def test_tables_that_are_no_products(values: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected alphas_cumprod \[N\] within \[0, 1\]"):
+        Discrete(torch.tensor(values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import pickle
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -405,6 +406,22 @@ def test_everything_returned(name: str, options: dict[str, Any], more: dict[str,
     assert isinstance(mine_pair, tuple)
     assert torch.equal(drawn, mine_drawn)
     assert torch.equal(after, mine_after)
+
+
+def test_a_pair_is_a_tuple() -> None:
+    """Whose second, computed when asked for, is what it would have been at once, or not at all."""
+    scheduler = ours.patch_scheduler(made("DDIMScheduler", STABLE))
+    x, output = torch.randn(SHAPE), torch.randn(SHAPE)
+    first, second = pair = scheduler.step(output, scheduler.timesteps[0], x, return_dict=False)
+    twice = pair * 2
+    assert [id(tensor) for tensor in twice] == [*map(id, (first, second, first, second))]
+    assert "None" not in repr(pair)
+    for other in (copy.deepcopy(pair), pickle.loads(pickle.dumps(pair))):
+        assert [torch.equal(a, b) for a, b in zip(other, pair, strict=True)] == [True, True]
+    late = scheduler.step(output, scheduler.timesteps[1], x, return_dict=False)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="expected sample and model_output as the step was given them"):
+        late[1]
 
 
 @pytest.mark.parametrize("name", ours.covered())

@@ -219,6 +219,20 @@ class _Pair(tuple):  # type: ignore[type-arg]
         yield self[0]
         yield self._second()
 
+    def __reduce__(self) -> Any:
+        return tuple, (tuple(self),)
+
+
+def _of_both(name: str) -> Callable[..., Any]:
+    return lambda pair, *args: getattr(tuple(pair), name)(*args)
+
+
+for _name in (
+    "__add__", "__contains__", "__eq__", "__ge__", "__gt__", "__hash__", "__le__", "__lt__", "__mul__", "__ne__",
+    "__repr__", "__rmul__", "count", "index",
+):  # fmt: skip
+    setattr(_Pair, _name, _of_both(_name))  # tuple's own look at what it holds
+
 
 def returned(call: Call, name: str, first: Tensor, second: Callable[[], Tensor] | None = None) -> Any:
     """As the scheduler returns it: a tuple, or its class of outputs."""
@@ -234,8 +248,14 @@ def returned(call: Call, name: str, first: Tensor, second: Callable[[], Tensor] 
 def x0_of(call: Call, made: Made, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
     """The data predicted, when asked for."""
     sample, output = call.sample, call.output
+    versions = [None if tensor.is_inference() else tensor._version for tensor in (sample, output)]
 
     def compute() -> Tensor:
+        if versions != [None if tensor.is_inference() else tensor._version for tensor in (sample, output)]:
+            raise RuntimeError(
+                "expected sample and model_output as the step was given them when its pred_original_sample is asked "
+                "for, which is computed then; they were written to: ask before, or write to a copy"
+            )
         step = Step(made.step.p, made.step.q, (X0,), clip=made.step.clip, threshold=made.step.threshold)
         told = Call(call.scheduler, output, sample, {})
         told.threshold = call.threshold
