@@ -23,6 +23,7 @@ OPS = (
     "diffusion_step",
     "sample_stats",
     "diffusion_loss",
+    "rational_quadratic_spline",
 )
 
 MODES = ("fwd", "bwd", "full", "call")

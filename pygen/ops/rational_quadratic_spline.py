@@ -246,7 +246,7 @@ def _fake_backward(
     return (
         _empty(x, x.dtype) if need_x else x.new_empty(0),
         *(
-            torch.empty(t.shape, dtype=t.dtype, device=t.device) if need and t is not None else widths.new_empty(0)
+            torch.empty_like(t) if need and t is not None else widths.new_empty(0)
             for t, need in zip((widths, heights, derivatives), needs, strict=True)
         ),
     )
@@ -349,7 +349,7 @@ def rational_quadratic_spline(
     float64 for float64 x, else float32. The ends belong to the spline; x at the last knot is the end of the last bin.
 
     No finite input gives NaN, nor an access out of bounds: where leasts of 0 let bins vanish, logits count as at most
-    60 (600 in float64) below the largest, slopes as within 1e-18 and 1e18 (1e-150 and 1e150). NaN in x, or in what the
+    60 (600 in float64) below the largest, slopes as within 1e-12 and 1e12 (1e-100 and 1e100). NaN in x, or in what the
     spline depends on, gives NaN in that element's y and logabsdet, and never raises. The same bits for any number of
     threads, and for an element whatever is beside it.
 

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Bounds = float | tuple[float, float, float, float]
+Bounds = float | tuple[float, ...]
 
 # What keeps results finite where a least width, height or slope of 0 lets bins vanish: logits count as at most so far
 # below the largest, slopes as within so many powers of ten.
 LEAST_LOGIT = {torch.float32: -60.0, torch.float64: -600.0}
-MOST_SLOPE = {torch.float32: 1e18, torch.float64: 1e150}
+MOST_SLOPE = {torch.float32: 1e12, torch.float64: 1e100}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Shape:
     slope: float = 1e-3
 
     @property
-    def limits(self) -> tuple[float, float, float, float]:
+    def limits(self) -> tuple[float, ...]:
         """(left, right, bottom, top)."""
         b = self.bounds
         return b if isinstance(b, tuple) else (-b, b, -b, b)
