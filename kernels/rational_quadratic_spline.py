@@ -13,15 +13,21 @@ from .._lib import layout
 from ..reference.rational_quadratic_spline import LEAST_LOGIT, MOST_SLOPE, split
 from . import _math as pm
 
-TILE = 1024  # elements x bins of a program
+TILE = 1024  # elements x bins of a program; half as many of a backward one, and in float64, to have registers for all
 
 # --- from parameters to the bin of an element -------------------------------------------------------------------------
 
 
 @triton.jit
-def _bounded(slope, most):
-    slope = tl.where(slope < 1.0 / most, 1.0 / most, slope)
-    return tl.where(slope > most, most, slope)
+def _at_least(t, MOST: tl.constexpr):
+    least = tl.full((1,), 1.0 / MOST, t.dtype)
+    return tl.where(t < least, least, t)
+
+
+@triton.jit
+def _bounded(slope, MOST: tl.constexpr):
+    most = tl.full((1,), MOST, slope.dtype)
+    return tl.where(slope > most, most, _at_least(slope, MOST))
 
 
 @triton.jit
@@ -33,7 +39,7 @@ def _unit(t):
 @triton.jit
 def _clip(u, limit):
     """zuko's soft clip, and its derivative."""
-    shrink = pm.div(tl.full(u.shape, 1.0, u.dtype), 1.0 + tl.abs(u) / limit)
+    shrink = pm.div(tl.full(u.shape, 1.0, u.dtype), 1.0 + pm.div(tl.abs(u), limit))
     return u * shrink, shrink * shrink
 
 
@@ -82,20 +88,20 @@ def _of_shares(shares, below, j, k, axis):
 
 
 @triton.jit
-def _of_knots(knots, j, k, most):
+def _of_knots(knots, j, k, MOST: tl.constexpr):
     corner = _pick(knots, j, k)
     size = _pick(knots, j, k + 1) - corner
-    return corner, tl.where(size < 1.0 / most, 1.0 / most, size)
+    return corner, _at_least(size, MOST)
 
 
 @triton.jit
-def _slope(raw, min_derivative, beta, clip, most, STYLE: tl.constexpr):
+def _slope(raw, min_derivative, beta, clip, STYLE: tl.constexpr, MOST: tl.constexpr):
     """A slope of its raw parameter, and its derivative."""
     one = tl.full(raw.shape, 1.0, raw.dtype)
     if STYLE == "nflows":
         u = raw * beta
         e = pm.exp(-tl.abs(u))
-        slope = min_derivative + (tl.where(u < 0.0, 0.0, u) + pm.log1p(e)) / beta
+        slope = min_derivative + pm.div(tl.where(u < 0.0, 0.0, u) + pm.log1p(e), beta)
         derivative = pm.div(tl.where(u < 0.0, e, one), 1.0 + e)
     elif STYLE == "zuko":
         clipped, shrink = _clip(raw, clip)
@@ -103,7 +109,7 @@ def _slope(raw, min_derivative, beta, clip, most, STYLE: tl.constexpr):
         derivative = slope * shrink
     else:
         slope, derivative = raw, one
-    return _bounded(slope, most), derivative
+    return _bounded(slope, MOST), derivative
 
 
 @triton.jit
@@ -118,11 +124,11 @@ def _ends(k, bins, ENDS: tl.constexpr):
 
 
 @triton.jit
-def _end(kind, at, place, index, inside, count, numbers, most, STYLE: tl.constexpr):
+def _end(kind, at, place, index, inside, count, numbers, STYLE: tl.constexpr, MOST: tl.constexpr):
     """The slope of parameter `index`, or that of the boundary if there is none; and its derivative."""
     here = (index >= 0) & (index < count)
-    raw = tl.load(kind + at + index.to(tl.int64) * place[2], inside & here, 0.0).to(most.dtype)
-    slope, derivative = _slope(raw, numbers[0], numbers[1], numbers[3], most, STYLE)
+    raw = tl.load(kind + at + index.to(tl.int64) * place[2], inside & here, 0.0).to(numbers[0].dtype)
+    slope, derivative = _slope(raw, numbers[0], numbers[1], numbers[3], STYLE, MOST)
     return tl.where(here, slope, numbers[2]), derivative
 
 
@@ -153,7 +159,6 @@ def _locate(
 ):  # fmt: skip
     """All there is to know of the elements' bins, and where in them they are."""
     ACC: tl.constexpr = v.dtype
-    most = tl.full((1,), MOST, ACC)
     j = tl.arange(0, WIDE)[None, :]
     count = bins + 1 if STYLE == "knots" else bins
     w = _row(widths, _at(e, run, w_place), w_place, inside, j, count, ACC)
@@ -163,8 +168,8 @@ def _locate(
         own = h if INVERSE else w
         first, last = tl.sum(tl.where(j == 0, own, 0.0), 1), tl.sum(tl.where(j == bins, own, 0.0), 1)
         k = _count((own <= v[:, None]) & (j > 0) & (j < bins))
-        x, width = _of_knots(w, j, k, most)
-        y, height = _of_knots(h, j, k, most)
+        x, width = _of_knots(w, j, k, MOST)
+        y, height = _of_knots(h, j, k, MOST)
         w_share, w_under, h_share, h_under, w_slope, h_slope = x, x, y, y, w, h  # of shares alone
     else:
         w, w_slope = _shares(w, j, bins, least, numbers[3], STYLE == "zuko")
@@ -177,9 +182,9 @@ def _locate(
         y, height, h_share, h_under = _of_shares(h, h_below, j, k, y_axis)
     at = _at(e, run, d_place)
     index0, index1 = _ends(k, bins, ENDS)
-    d0, slope0 = _end(slopes, at, d_place, index0, inside, d_count, numbers, most, STYLE)
-    d1, slope1 = _end(slopes, at, d_place, index1, inside, d_count, numbers, most, STYLE)
-    s = _bounded(pm.div(height, width), most)
+    d0, slope0 = _end(slopes, at, d_place, index0, inside, d_count, numbers, STYLE, MOST)
+    d1, slope1 = _end(slopes, at, d_place, index1, inside, d_count, numbers, STYLE, MOST)
+    s = _bounded(pm.div(height, width), MOST)
     xi = pm.div(v - y, height) if INVERSE else pm.div(v - x, width)
     xi = tl.where(v >= last, 1.0, _unit(xi))
     rest = 1.0 - xi
@@ -367,7 +372,7 @@ def _place(t, run):
     return (run * stride if outer is None else outer, stride, t.stride(-1))
 
 
-def _arguments(x, kinds, options):
+def _arguments(x, kinds, options, tile):
     fmt = layout(x)
     (w, h, d), run = _laid(kinds, x.numel(), fmt)
     knots = options.style == "knots"
@@ -387,7 +392,7 @@ def _arguments(x, kinds, options):
         "numbers": (options.min_derivative, options.beta, options.boundary_slope, -math.log(options.slope)),
         "LEAST": LEAST_LOGIT[acc], "MOST": MOST_SLOPE[acc], "STYLE": options.style,
         "ENDS": {bins - 1: "fixed", bins: "shared", bins + 1: "given"}[d.shape[-1]], "INVERSE": options.inverse,
-        "BOUNDED": options.bounded, "BLOCK": TILE // wide, "WIDE": wide,
+        "BOUNDED": options.bounded, "BLOCK": max(1, tile // (wide * (2 if acc == torch.float64 else 1))), "WIDE": wide,
     }  # fmt: skip
 
 
@@ -397,7 +402,7 @@ def launch_rational_quadratic_spline(x, widths, heights, derivatives, options):
     acc = torch.promote_types(x.dtype, torch.float32)
     logabsdet = torch.empty(x.shape, dtype=acc, device=x.device, memory_format=fmt)
     if x.numel():
-        arguments = _arguments(x, split(widths, heights, derivatives, options.style), options)
+        arguments = _arguments(x, split(widths, heights, derivatives, options.style), options, TILE)
         with torch.cuda.device_of(x):
             _forward[(triton.cdiv(x.numel(), arguments["BLOCK"]),)](y_out=y, logabsdet=logabsdet, **arguments)
     return y, logabsdet
@@ -425,7 +430,7 @@ def launch_rational_quadratic_spline_backward(
     needs = [need_widths] * 3 if heights is None else [need_widths, need_heights, need_derivatives]
     if not x.numel() or not (need_x or any(needs)):
         return grad_x, *grads
-    arguments = _arguments(x, split(widths, heights, derivatives, options.style), options)
+    arguments = _arguments(x, split(widths, heights, derivatives, options.style), options, TILE // 2)
     run = arguments["run"]
     outputs = list(split(grads[0], None, None, options.style)) if heights is None and need_widths else grads
     outputs = [_in_order(t, fmt) if need else None for t, need in zip(outputs, needs, strict=True)]

@@ -138,8 +138,8 @@ struct SplineBin {
   using V = Vec<T>;
   V k, x, width, y, height, raw0, raw1;  // raw: slopes at the bin's ends
   V first, last;                         // of the knots along the axis of what was given
-  // of shares: exponentials of the bins below, summed, and of this one; 1 / sum of all
-  V x_below, x_own, x_inverse, y_below, y_own, y_inverse;
+  // of shares: exponentials of the bins below, summed, and of this one; 1 / sum of all; size of a bin by exponential
+  V x_below, x_own, x_inverse, x_unit, y_below, y_own, y_inverse, y_unit;
 };
 
 // kInverse: v is a y. In `b` raw widths and heights become exponentials.
@@ -149,12 +149,12 @@ PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, SplineB
   using at::vec::fmadd;
   const int64_t bins = numbers.args.bins;
   const V x_sum = exponentials(b.widths, bins), y_sum = exponentials(b.heights, bins);
-  const V inverse = V(1) / (x_sum * y_sum);
   SplineBin<T> bin;
-  bin.x_inverse = y_sum * inverse, bin.y_inverse = x_sum * inverse;
+  bin.x_unit = V(numbers.x.rest) / x_sum, bin.y_unit = V(numbers.y.rest) / y_sum;  // rounded once: knots depend on them
+  bin.x_inverse = V(1) / x_sum, bin.y_inverse = V(1) / y_sum;
   const T *const own = kInverse ? b.heights : b.widths, *const other = kInverse ? b.widths : b.heights;
   const SplineAxisNumbers<T>&axis = kInverse ? numbers.y : numbers.x, &beside = kInverse ? numbers.x : numbers.y;
-  const V unit = V(axis.rest) * (kInverse ? bin.y_inverse : bin.x_inverse);
+  const V unit = kInverse ? bin.y_unit : bin.x_unit, other_unit = kInverse ? bin.x_unit : bin.y_unit;
 
   V below(0), other_below(0), at(axis.first), at_below(0), at_own = lane(own, 0), at_other_below(0);
   V at_other_own = lane(other, 0), next = lane(b.slopes, 1);
@@ -173,7 +173,6 @@ PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, SplineB
     bin.raw0 = select(above, slope, bin.raw0), bin.raw1 = select(above, next, bin.raw1);
     bin.k = select(above, V(numbers.index[j]), bin.k);
   }
-  const V other_unit = V(beside.rest) * (kInverse ? bin.x_inverse : bin.y_inverse);
   const V other_at = fmadd(at_other_below, other_unit, fmadd(bin.k, V(beside.least), V(beside.first)));
   const V size = fmadd(at_own, unit, V(axis.least)), other_size = fmadd(at_other_own, other_unit, V(beside.least));
   bin.first = V(axis.first), bin.last = V(axis.last);
@@ -315,11 +314,11 @@ __attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, Spl
 // derivatives of the soft clip, or null.
 template <class T>
 PYGEN_INLINE void shares_backward(const SplineNumbers<T>& numbers, T* e, const T* shrinks, const Vec<T>& below,
-                                  const Vec<T>& own, const Vec<T>& inverse, T rest, const SplineBin<T>& bin,
+                                  const Vec<T>& own, const Vec<T>& inverse, const Vec<T>& unit, const SplineBin<T>& bin,
                                   const Vec<T>& v, const Vec<T>& corner, const Vec<T>& size) {
   using V = Vec<T>;
   using at::vec::fmadd;
-  const V zero(0), mean = fmadd(corner, below, size * own) * inverse, unit = V(rest) * inverse;
+  const V zero(0), mean = fmadd(corner, below, size * own) * inverse;
   const auto within = less_equal(bin.first, v) & less_equal(v, bin.last);
   for (int64_t j = 0; j < numbers.args.bins; ++j) {
     const V index(numbers.index[j]);
@@ -386,10 +385,10 @@ __attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& num
     put_two(numbers, b.widths, bin.k, corner_x - size_x, size_x);
     put_two(numbers, b.heights, bin.k, corner_y - size_y, size_y);
   } else {
-    shares_backward(numbers, b.widths, clips ? x_shrinks : nullptr, bin.x_below, bin.x_own, bin.x_inverse,
-                    numbers.x.rest, bin, v, corner_x, size_x);
-    shares_backward(numbers, b.heights, clips ? y_shrinks : nullptr, bin.y_below, bin.y_own, bin.y_inverse,
-                    numbers.y.rest, bin, v, corner_y, size_y);
+    shares_backward(numbers, b.widths, clips ? x_shrinks : nullptr, bin.x_below, bin.x_own, bin.x_inverse, bin.x_unit,
+                    bin, v, corner_x, size_x);
+    shares_backward(numbers, b.heights, clips ? y_shrinks : nullptr, bin.y_below, bin.y_own, bin.y_inverse, bin.y_unit,
+                    bin, v, corner_y, size_y);
   }
   put_two(numbers, b.slopes, bin.k, masked(g_d0 * p.slope0), masked(g_d1 * p.slope1));
 }
