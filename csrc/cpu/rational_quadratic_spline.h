@@ -19,6 +19,8 @@ template <class T>
 constexpr T kLeastLogit = sizeof(T) == 4 ? T(-60) : T(-600);  // below the largest
 template <class T>
 constexpr T kMostSlope = sizeof(T) == 4 ? T(1e12) : T(1e100);
+constexpr int64_t kGroup = 8;    // bins whose shares are added on their own
+constexpr int64_t kVectors = 4;  // that are worked on side by side
 
 template <class T>
 struct SplineAxisNumbers {
@@ -121,12 +123,16 @@ template <class T>
 PYGEN_INLINE Vec<T> exponentials(T* u, int64_t bins) {
   using V = Vec<T>;
   V top = lane(u, 0), sum(0);
-  for (int64_t j = 1; j < bins; ++j) top = at::vec::maximum(top, lane(u, j));
-  for (int64_t j = 0; j < bins; ++j) {
-    const Expm1<T> e = expm1_rest(at::vec::clamp_min(lane(u, j) - top, V(kLeastLogit<T>)));
-    const V power = scale2_normal(e.q + V(1), e.n);
-    put(u, j, power);
-    sum = sum + power;
+  for (int64_t j = 1; j < bins; ++j) top = at::vec::clamp_min(lane(u, j), top);  // NaN may be lost: its power is not
+  for (int64_t group = 0; group < bins; group += kGroup) {
+    V part(0);
+    for (int64_t j = group; j < std::min(bins, group + kGroup); ++j) {
+      const Expm1<T> e = expm1_rest(at::vec::clamp_min(lane(u, j) - top, V(kLeastLogit<T>)));
+      const V power = scale2_normal(e.q + V(1), e.n);
+      put(u, j, power);
+      part = part + power;
+    }
+    sum = sum + part;
   }
   return sum;
 }
@@ -135,51 +141,57 @@ PYGEN_INLINE Vec<T> exponentials(T* u, int64_t bins) {
 
 template <class T>
 struct SplineBin {
-  using V = Vec<T>;
-  V k, x, width, y, height, raw0, raw1;  // raw: slopes at the bin's ends
-  V first, last;                         // of the knots along the axis of what was given
-  // of shares: exponentials of the bins below, summed, and of this one; 1 / sum of all; size of a bin by exponential
-  V x_below, x_own, x_inverse, x_unit, y_below, y_own, y_inverse, y_unit;
+  Vec<T> k, x, width, y, height, raw0, raw1;  // raw: slopes at the bin's ends
+  Vec<T> first, last;                         // of the knots along the axis of what was given
+};
+
+// Along an axis, what gradients of shares need: exponentials of the bins below, summed, and of this one; 1 / sum of
+// all; size of a bin by its exponential.
+template <class T>
+struct SplineShares {
+  Vec<T> below, own, inverse, unit;
 };
 
 // kInverse: v is a y. In `b` raw widths and heights become exponentials.
 template <bool kInverse, class T>
-PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, const Vec<T>& v) {
+PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, const Vec<T>& v,
+                                        SplineShares<T>& x, SplineShares<T>& y) {
   using V = Vec<T>;
   using at::vec::fmadd;
   const int64_t bins = numbers.args.bins;
   const V x_sum = exponentials(b.widths, bins), y_sum = exponentials(b.heights, bins);
-  SplineBin<T> bin;
-  bin.x_unit = V(numbers.x.rest) / x_sum, bin.y_unit = V(numbers.y.rest) / y_sum;  // rounded once: knots depend on them
-  bin.x_inverse = V(1) / x_sum, bin.y_inverse = V(1) / y_sum;
+  x.unit = V(numbers.x.rest) / x_sum, y.unit = V(numbers.y.rest) / y_sum;  // rounded once: knots depend on them
+  x.inverse = V(1) / x_sum, y.inverse = V(1) / y_sum;
   const T *const own = kInverse ? b.heights : b.widths, *const other = kInverse ? b.widths : b.heights;
   const SplineAxisNumbers<T>&axis = kInverse ? numbers.y : numbers.x, &beside = kInverse ? numbers.x : numbers.y;
-  const V unit = kInverse ? bin.y_unit : bin.x_unit, other_unit = kInverse ? bin.x_unit : bin.y_unit;
+  SplineShares<T>&along = kInverse ? y : x, &across = kInverse ? x : y;
+  SplineBin<T> bin;
 
-  V below(0), other_below(0), at(axis.first), at_below(0), at_own = lane(own, 0), at_other_below(0);
-  V at_other_own = lane(other, 0), next = lane(b.slopes, 1);
-  V here = at_own, other_here = at_other_own;
-  bin.k = V(0), bin.raw0 = lane(b.slopes, 0), bin.raw1 = next;
-  for (int64_t j = 1; j < bins; ++j) {
-    below = below + here, other_below = other_below + other_here;
-    here = lane(own, j), other_here = lane(other, j);
-    const V knot = fmadd(below, unit, V(axis.empty[j])), slope = next;
-    next = lane(b.slopes, j + 1);
-    const auto above = less_equal(knot, v);
-    at = select(above, knot, at);
-    at_below = select(above, below, at_below), at_own = select(above, here, at_own);
-    at_other_below = select(above, other_below, at_other_below);
-    at_other_own = select(above, other_here, at_other_own);
-    bin.raw0 = select(above, slope, bin.raw0), bin.raw1 = select(above, next, bin.raw1);
-    bin.k = select(above, V(numbers.index[j]), bin.k);
+  V at(axis.first), here = lane(own, 0), other_here = lane(other, 0), next = lane(b.slopes, 1);
+  along.below = across.below = bin.k = V(0), along.own = here, across.own = other_here;
+  bin.raw0 = lane(b.slopes, 0), bin.raw1 = next;
+  V total(0), other_total(0);  // of whole groups of bins: long chains of sums would round more than twice as much
+  for (int64_t group = 1; group < bins; group += kGroup) {
+    V part(0), other_part(0);
+    for (int64_t j = group; j < std::min(bins, group + kGroup); ++j) {
+      part = part + here, other_part = other_part + other_here;
+      here = lane(own, j), other_here = lane(other, j);
+      const V below = total + part, other_below = other_total + other_part;
+      const V knot = fmadd(below, along.unit, V(axis.empty[j])), slope = next;
+      next = lane(b.slopes, j + 1);
+      const auto above = less_equal(knot, v);
+      at = select(above, knot, at);
+      along.below = select(above, below, along.below), along.own = select(above, here, along.own);
+      across.below = select(above, other_below, across.below), across.own = select(above, other_here, across.own);
+      bin.raw0 = select(above, slope, bin.raw0), bin.raw1 = select(above, next, bin.raw1);
+      bin.k = select(above, V(numbers.index[j]), bin.k);
+    }
+    total = total + part, other_total = other_total + other_part;
   }
-  const V other_at = fmadd(at_other_below, other_unit, fmadd(bin.k, V(beside.least), V(beside.first)));
-  const V size = fmadd(at_own, unit, V(axis.least)), other_size = fmadd(at_other_own, other_unit, V(beside.least));
   bin.first = V(axis.first), bin.last = V(axis.last);
-  (kInverse ? bin.y : bin.x) = at, (kInverse ? bin.x : bin.y) = other_at;
-  (kInverse ? bin.height : bin.width) = size, (kInverse ? bin.width : bin.height) = other_size;
-  (kInverse ? bin.y_below : bin.x_below) = at_below, (kInverse ? bin.y_own : bin.x_own) = at_own;
-  (kInverse ? bin.x_below : bin.y_below) = at_other_below, (kInverse ? bin.x_own : bin.y_own) = at_other_own;
+  (kInverse ? bin.y : bin.x) = at;
+  (kInverse ? bin.x : bin.y) = fmadd(across.below, across.unit, fmadd(bin.k, V(beside.least), V(beside.first)));
+  bin.width = fmadd(x.own, x.unit, V(numbers.x.least)), bin.height = fmadd(y.own, y.unit, V(numbers.y.least));
   return bin;
 }
 
@@ -264,13 +276,14 @@ PYGEN_INLINE Vec<T> numerator(const SplinePoint<T>& p) {
   return fmadd(p.d1 * p.xi, p.xi, fmadd(p.d0 * p.rest, p.rest, Vec<T>(2) * p.s * p.q));
 }
 
-// Of a bin of shares or of knots.
+// The bin of shares or of knots; of shares, what their gradients need.
 template <bool kKnots, bool kInverse, class T>
-PYGEN_INLINE SplineBin<T> find_bin(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, const Vec<T>& v) {
+PYGEN_INLINE SplineBin<T> find_bin(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, const Vec<T>& v,
+                                   SplineShares<T>& x, SplineShares<T>& y) {
   if constexpr (kKnots) {
     return bin_of_knots<kInverse>(numbers, b, v);
   } else {
-    return bin_of_shares<kInverse>(numbers, b, v);
+    return bin_of_shares<kInverse>(numbers, b, v, x, y);
   }
 }
 
@@ -283,12 +296,10 @@ PYGEN_INLINE Vec<T> inside(const SplineBin<T>& bin, const Vec<T>& v, const Vec<T
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 template <bool kKnots, bool kInverse, class T>
-__attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, T* value, T* slope) {
+PYGEN_INLINE void evaluate(const SplineNumbers<T>& numbers, const SplineBin<T>& bin, T* value, T* slope) {
   using V = Vec<T>;
   using at::vec::fmadd;
   const V v = V::loadu(value), zero(0);
-  if (!kKnots && numbers.args.style == SplineStyle::kZuko) clip_shares<T>(numbers.args, b, nullptr, nullptr);
-  const SplineBin<T> bin = find_bin<kKnots, kInverse>(numbers, b, v);
   const SplinePoint<T> p = point_in<kInverse, false>(numbers, bin, v);
   V y, steep;
   if constexpr (kInverse) {
@@ -308,22 +319,39 @@ __attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, Spl
   inside(bin, v, log_normal(steep), select(equal(v, v), beyond, v)).store(slope);
 }
 
+// Of `count` vectors x the values, in their place, and the logarithms of the slopes. Step by step for all of them: what
+// one vector's step waits for is longer than what a core looks ahead.
+template <bool kKnots, bool kInverse, class T>
+__attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, int64_t count, SplineBlocks<T>* blocks,
+                                            T* value, T* slope) {
+  using V = Vec<T>;
+  SplineBin<T> bins[kVectors];
+  SplineShares<T> x, y;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!kKnots && numbers.args.style == SplineStyle::kZuko) clip_shares<T>(numbers.args, blocks[i], nullptr, nullptr);
+    bins[i] = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), x, y);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    evaluate<kKnots, kInverse>(numbers, bins[i], value + i * V::size(), slope + i * V::size());
+  }
+}
+
 // --- backward --------------------------------------------------------------------------------------------------------
 
 // Gradients of shares' parameters from those of a bin's corner and size, in the place of the exponentials. shrinks:
 // derivatives of the soft clip, or null.
 template <class T>
-PYGEN_INLINE void shares_backward(const SplineNumbers<T>& numbers, T* e, const T* shrinks, const Vec<T>& below,
-                                  const Vec<T>& own, const Vec<T>& inverse, const Vec<T>& unit, const SplineBin<T>& bin,
-                                  const Vec<T>& v, const Vec<T>& corner, const Vec<T>& size) {
+PYGEN_INLINE void shares_backward(const SplineNumbers<T>& numbers, T* e, const T* shrinks,
+                                  const SplineShares<T>& shares, const SplineBin<T>& bin, const Vec<T>& v,
+                                  const Vec<T>& corner, const Vec<T>& size) {
   using V = Vec<T>;
   using at::vec::fmadd;
-  const V zero(0), mean = fmadd(corner, below, size * own) * inverse;
+  const V zero(0), mean = fmadd(corner, shares.below, size * shares.own) * shares.inverse;
   const auto within = less_equal(bin.first, v) & less_equal(v, bin.last);
   for (int64_t j = 0; j < numbers.args.bins; ++j) {
     const V index(numbers.index[j]);
     const V slope = select(less(index, bin.k), corner, select(equal(index, bin.k), size, zero));
-    const V grad = lane(e, j) * unit * (slope - mean);
+    const V grad = lane(e, j) * shares.unit * (slope - mean);
     put(e, j, select(within, shrinks ? grad * lane(shrinks, j) : grad, zero));
   }
 }
@@ -342,18 +370,22 @@ PYGEN_INLINE void put_two(const SplineNumbers<T>& numbers, T* block, const Vec<T
   }
 }
 
-// In `b` gradients take the place of the parameters; `value` of x, grad_y and grad_logabsdet: grad_x takes that of x.
+// What a vector of elements needs for its gradients, between two steps.
+template <class T>
+struct SplineFound {
+  SplineBin<T> bin;
+  SplineShares<T> x, y;
+  alignas(64) T x_shrinks[kMaxBins * Vec<T>::size()], y_shrinks[kMaxBins * Vec<T>::size()];  // of the soft clip
+};
+
 template <bool kKnots, bool kInverse, class T>
-__attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, T* value,
-                                                     const T* grad_y, const T* grad_logabsdet) {
+PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineFound<T>& found, SplineBlocks<T>& b,
+                                T* value, const T* grad_y, const T* grad_logabsdet) {
   using V = Vec<T>;
   using at::vec::fmadd;
   const SplineArgs& a = numbers.args;
+  const SplineBin<T>& bin = found.bin;
   const V v = V::loadu(value), zero(0), one(1), two(2);
-  alignas(64) T x_shrinks[kMaxBins * V::size()], y_shrinks[kMaxBins * V::size()];
-  const bool clips = !kKnots && a.style == SplineStyle::kZuko;
-  if (clips) clip_shares(a, b, x_shrinks, y_shrinks);
-  const SplineBin<T> bin = find_bin<kKnots, kInverse>(numbers, b, v);
   const SplinePoint<T> p = point_in<kInverse, true>(numbers, bin, v);
   const V n = numerator(p), by_n = one / n, by_beta = one / p.denominator, across = p.rest - p.xi;
   const V lower = fmadd(p.s * p.xi, p.xi, p.d0 * p.q), upper = fmadd(p.s * p.rest, p.rest, p.d1 * p.q);
@@ -385,12 +417,32 @@ __attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& num
     put_two(numbers, b.widths, bin.k, corner_x - size_x, size_x);
     put_two(numbers, b.heights, bin.k, corner_y - size_y, size_y);
   } else {
-    shares_backward(numbers, b.widths, clips ? x_shrinks : nullptr, bin.x_below, bin.x_own, bin.x_inverse, bin.x_unit,
-                    bin, v, corner_x, size_x);
-    shares_backward(numbers, b.heights, clips ? y_shrinks : nullptr, bin.y_below, bin.y_own, bin.y_inverse, bin.y_unit,
-                    bin, v, corner_y, size_y);
+    const bool clips = a.style == SplineStyle::kZuko;
+    const T *const x_shrinks = clips ? found.x_shrinks : nullptr, *const y_shrinks = clips ? found.y_shrinks : nullptr;
+    shares_backward(numbers, b.widths, x_shrinks, found.x, bin, v, corner_x, size_x);
+    shares_backward(numbers, b.heights, y_shrinks, found.y, bin, v, corner_y, size_y);
   }
   put_two(numbers, b.slopes, bin.k, masked(g_d0 * p.slope0), masked(g_d1 * p.slope1));
+}
+
+// In blocks gradients take the place of the parameters, in `value` grad_x that of x.
+template <bool kKnots, bool kInverse, class T>
+__attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& numbers, int64_t count,
+                                                     SplineBlocks<T>* blocks, T* value, const T* grad_y,
+                                                     const T* grad_logabsdet) {
+  constexpr int64_t W = Vec<T>::size();
+  SplineFound<T> found[kVectors];
+  for (int64_t i = 0; i < count; ++i) {
+    SplineFound<T>& f = found[i];
+    if (!kKnots && numbers.args.style == SplineStyle::kZuko) {
+      clip_shares(numbers.args, blocks[i], f.x_shrinks, f.y_shrinks);
+    }
+    f.bin = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), f.x, f.y);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    differentiate<kKnots, kInverse>(numbers, found[i], blocks[i], value + i * W, grad_y + i * W,
+                                    grad_logabsdet + i * W);
+  }
 }
 
 // --- rows of elements ------------------------------------------------------------------------------------------------
@@ -402,27 +454,28 @@ class SplineRows {
   SplineRows(const SplineArgs& a, const SplinePlaces* places)
       : args_(a), places_(places), lanes_{of(places[0]), of(places[1]), of(places[2])} {}
 
-  PYGEN_INLINE void load(int64_t e, int64_t n, SplineBlocks<T>& b) const {
+  // n elements from number `first` of run r
+  PYGEN_INLINE void load(int64_t r, int64_t first, int64_t n, SplineBlocks<T>& b) const {
     constexpr int64_t W = Vec<T>::size();
-    for (int i = 0; i < kSplineKinds; ++i) lanes_[i].load(at(i, e), n, own(i, b));
+    for (int i = 0; i < kSplineKinds; ++i) lanes_[i].load(at(i, r, first), n, own(i, b));
     const Vec<T> zero(0);
     if (args_.ends == SplineEnds::kFixed) zero.store(b.slopes), zero.store(b.slopes + args_.bins * W);
     if (args_.ends == SplineEnds::kShared) lane(b.slopes, 0).store(b.slopes + args_.bins * W);
   }
 
-  PYGEN_INLINE void store(int64_t e, int64_t n, SplineBlocks<T>& b) const {
+  PYGEN_INLINE void store(int64_t r, int64_t first, int64_t n, SplineBlocks<T>& b) const {
     if (args_.ends == SplineEnds::kShared) put(b.slopes, 0, lane(b.slopes, 0) + lane(b.slopes, args_.bins));
     for (int i = 0; i < kSplineKinds; ++i) {
-      if (places_[i].data) lanes_[i].store(at(i, e), n, own(i, b));
+      if (places_[i].data) lanes_[i].store(at(i, r, first), n, own(i, b));
     }
   }
 
  private:
   static Lanes<T, P> of(const SplinePlaces& p) { return {p.count, p.step, p.element}; }
 
-  PYGEN_INLINE P* at(int i, int64_t e) const {
+  PYGEN_INLINE P* at(int i, int64_t r, int64_t first) const {
     const SplinePlaces& p = places_[i];
-    return static_cast<P*>(p.data) + e / args_.run * p.outer + e % args_.run * p.element;
+    return static_cast<P*>(p.data) + r * p.outer + first * p.element;
   }
   PYGEN_INLINE T* own(int i, SplineBlocks<T>& b) const {
     const bool inner = i == 2 && args_.ends == SplineEnds::kFixed;  // the first knot has no slope of its own
@@ -442,11 +495,28 @@ PYGEN_INLINE void load_values(T* to, const X* from, int64_t n, int64_t step = 1)
   for (int64_t i = 0; i < W; ++i) to[i] = static_cast<T>(from[std::min(i, n - 1) * step]);
 }
 
-// f(first element, how many), at most `lanes` of one run at a time
-template <class F>
-PYGEN_INLINE void for_elements(int64_t run, int64_t lanes, int64_t begin, int64_t end, const F& f) {
-  for_runs(run, begin, end - begin, [&](int64_t, int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count; i += lanes) f(first + i, std::min(lanes, count - i));
+template <class T, class X>
+PYGEN_INLINE void store_values(X* to, const T* from, int64_t n) {
+  constexpr int64_t W = Vec<T>::size();
+  n == W ? store_run(to, from, W, false) : store_run(to, from, n, false);  // a constant size takes no call of memcpy
+}
+
+// Calls load(i, run, first element of it, how many), of up to kVectors vectors of one run, then work(how many vectors),
+// then store as load; and so on through the elements.
+template <int64_t W, class Load, class Work, class Store>
+PYGEN_INLINE void for_vectors_of_runs(int64_t run, int64_t begin, int64_t end, const Load& load, const Work& work,
+                                      const Store& store) {
+  for_runs(run, begin, end - begin, [&](int64_t r, int64_t first, int64_t count) {
+    first -= r * run;
+    for (int64_t at = 0; at < count; at += kVectors * W) {
+      const int64_t n = std::min(kVectors * W, count - at), vectors = tiles(n, W);
+      const auto each = [&](const auto& f) {
+        for (int64_t i = 0; i < vectors; ++i) f(i, r, first + at + i * W, std::min(W, n - i * W));
+      };
+      each(load);
+      work(vectors);
+      each(store);
+    }
   });
 }
 
@@ -474,18 +544,23 @@ bool spline(const SplineArgs& a, int64_t begin, int64_t end) {
                       : a.inverse ? spline_lanes<false, true, T>
                                   : spline_lanes<false, false, T>;
   const SplineNumbers<T> numbers(a);
-  SplineBlocks<T> blocks;
+  SplineBlocks<T> blocks[kVectors];
   const SplineRows<T, P> parameters(a, a.parameters);
-  alignas(64) T value[W], slope[W];
+  alignas(64) T value[kVectors * W], slope[kVectors * W];
   bool fine = true;
-  for_elements(a.run, W, begin, end, [&](int64_t e, int64_t n) {
-    parameters.load(e, n, blocks);
-    load_values(value, static_cast<const X*>(a.x) + e, n);
-    if (a.bounded) fine &= admitted(numbers, blocks, value);
-    kernel(numbers, blocks, value, slope);
-    store_run(static_cast<X*>(a.y) + e, value, n, false);
-    store_run(static_cast<T*>(a.logabsdet) + e, slope, n, false);
-  });
+  for_vectors_of_runs<W>(
+      a.run, begin, end,
+      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
+        parameters.load(r, first, n, blocks[i]);
+        load_values(value + i * W, static_cast<const X*>(a.x) + r * a.run + first, n);
+        if (a.bounded) fine &= admitted(numbers, blocks[i], value + i * W);
+      },
+      [&](int64_t vectors) { kernel(numbers, vectors, blocks, value, slope); },
+      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
+        const int64_t e = r * a.run + first;
+        store_values(static_cast<X*>(a.y) + e, value + i * W, n);
+        store_values(static_cast<T*>(a.logabsdet) + e, slope + i * W, n);
+      });
   return fine;
 }
 
@@ -498,19 +573,23 @@ void spline_backward(const SplineArgs& a, int64_t begin, int64_t end) {
                       : a.inverse ? spline_lanes_backward<false, true, T>
                                   : spline_lanes_backward<false, false, T>;
   const SplineNumbers<T> numbers(a);
-  SplineBlocks<T> blocks;
+  SplineBlocks<T> blocks[kVectors];
   const SplineRows<T, P> parameters(a, a.parameters), gradients(a, a.gradients);
-  alignas(64) T value[W], grad_y[W], grad_logabsdet[W];
-  for_elements(a.run, W, begin, end, [&](int64_t e, int64_t n) {
-    parameters.load(e, n, blocks);
-    load_values(value, static_cast<const X*>(a.x) + e, n);
-    load_values(grad_y, static_cast<const X*>(a.grad_y) + e * a.grad_y_step, n, a.grad_y_step);
-    load_values(grad_logabsdet, static_cast<const T*>(a.grad_logabsdet) + e * a.grad_logabsdet_step, n,
-                a.grad_logabsdet_step);
-    kernel(numbers, blocks, value, grad_y, grad_logabsdet);
-    if (a.grad_x) store_run(static_cast<X*>(a.grad_x) + e, value, n, false);
-    gradients.store(e, n, blocks);
-  });
+  alignas(64) T value[kVectors * W], grad_y[kVectors * W], grad_logabsdet[kVectors * W];
+  for_vectors_of_runs<W>(
+      a.run, begin, end,
+      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
+        const int64_t e = r * a.run + first, y_step = a.grad_y_step, l_step = a.grad_logabsdet_step;
+        parameters.load(r, first, n, blocks[i]);
+        load_values(value + i * W, static_cast<const X*>(a.x) + e, n);
+        load_values(grad_y + i * W, static_cast<const X*>(a.grad_y) + e * y_step, n, y_step);
+        load_values(grad_logabsdet + i * W, static_cast<const T*>(a.grad_logabsdet) + e * l_step, n, l_step);
+      },
+      [&](int64_t vectors) { kernel(numbers, vectors, blocks, value, grad_y, grad_logabsdet); },
+      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
+        if (a.grad_x) store_values(static_cast<X*>(a.grad_x) + r * a.run + first, value + i * W, n);
+        gradients.store(r, first, n, blocks[i]);
+      });
 }
 
 }  // namespace

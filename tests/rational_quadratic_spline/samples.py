@@ -58,9 +58,9 @@ def knots(raw: Tensor, first: float, last: float) -> Tensor:
 
 def parameters(name: str, shape: tuple[int, ...], bins: int, style: str, slopes: int, limits: Any) -> list[Tensor]:
     left, right, bottom, top = limits
-    w, h = (random(f"{name} {kind}", *shape, bins) for kind in ("widths", "heights"))
-    d = random(f"{name} derivatives", *shape, slopes)
-    return [knots(w, left, right), knots(h, bottom, top), (0.5 * d).exp()] if style == "knots" else [w, h, d]
+    w, h = (0.7 * random(f"{name} {kind}", *shape, bins) for kind in ("widths", "heights"))
+    d = 0.7 * random(f"{name} derivatives", *shape, slopes)
+    return [knots(w, left, right), knots(h, bottom, top), d.exp()] if style == "knots" else [w, h, d]
 
 
 def sample(
