@@ -4,6 +4,7 @@
 // the shares and keeps what belongs to the bin that the element is in.
 #pragma once
 #include <limits>
+#include <vector>
 
 #include "lanes.h"
 #include "rational_quadratic_spline_args.h"
@@ -46,15 +47,35 @@ struct SplineNumbers {
   }
 };
 
-// An element's parameters: raw ones, later exponentials; slopes at the knots 0 to K, of which the first and last may be
-// missing.
+// A vector of elements' parameters: raw ones, later exponentials; slopes at the knots 0 to K, of which the first and
+// last may be missing. Side by side in memory: at a distance of pages they would be mistaken for, and evict, each
+// other.
 template <class T>
 struct SplineBlocks {
-  alignas(64) T widths[(kMaxBins + 1) * Vec<T>::size()];
-  alignas(64) T heights[(kMaxBins + 1) * Vec<T>::size()];
-  alignas(64) T slopes[(kMaxBins + 1) * Vec<T>::size()];
+  T *widths, *heights, *slopes;
+  T *x_shrinks, *y_shrinks;  // derivatives of the soft clip
 
-  T* kind(int i) { return i == 0 ? widths : i == 1 ? heights : slopes; }
+  static constexpr int64_t kKinds = 5;
+  SplineBlocks(T* memory, int64_t bins, int64_t number) {
+    const int64_t each = (bins + 1) * Vec<T>::size();
+    memory += number * kKinds * each;
+    for (T** kind : {&widths, &heights, &slopes, &x_shrinks, &y_shrinks}) *kind = memory, memory += each;
+  }
+  T* kind(int i) const { return i == 0 ? widths : i == 1 ? heights : slopes; }
+};
+
+// Of the vectors that are worked on side by side.
+template <class T>
+class SplineMemory {
+ public:
+  explicit SplineMemory(int64_t bins) : memory_(kVectors * SplineBlocks<T>::kKinds * (bins + 1) * Vec<T>::size()) {
+    for (int64_t i = 0; i < kVectors; ++i) blocks_.emplace_back(memory_, bins, i);
+  }
+  const SplineBlocks<T>& operator[](size_t i) const { return blocks_[i]; }
+
+ private:
+  Scratch<T> memory_;
+  std::vector<SplineBlocks<T>> blocks_;
 };
 
 template <class T>
@@ -93,7 +114,7 @@ PYGEN_INLINE Vec<T> slope_of(const SplineArgs& a, const Vec<T>& raw, Vec<T>* der
   }
   if (a.style == SplineStyle::kZuko) {
     V shrink = zero;
-    const V slope = exp_normal(clip(raw, T(a.clip), &shrink));
+    const V slope = exp_normal(at::vec::clamp_max(clip(raw, T(a.clip), &shrink), V(80)));
     if (derivative) *derivative = slope * shrink;
     return bounded(slope);
   }
@@ -104,18 +125,18 @@ PYGEN_INLINE Vec<T> slope_of(const SplineArgs& a, const Vec<T>& raw, Vec<T>* der
   return bounded(fmadd(at::vec::clamp_min(u, zero) + log, V(T(1 / a.beta)), V(T(a.min_derivative))));
 }
 
-// Raw widths and heights clipped; and the derivatives of that, if wanted.
+// Raw widths and heights clipped, with the derivatives of that.
 template <class T>
-PYGEN_INLINE void clip_shares(const SplineArgs& a, SplineBlocks<T>& b, T* x_shrinks, T* y_shrinks) {
+PYGEN_INLINE void clip_shares(const SplineArgs& a, const SplineBlocks<T>& b) {
   const auto one = [&](T* u, T* shrinks) {
     for (int64_t j = 0; j < a.bins; ++j) {
       Vec<T> shrink;
       put(u, j, clip(lane(u, j), T(a.clip / 2), &shrink));
-      if (shrinks) put(shrinks, j, shrink);
+      put(shrinks, j, shrink);
     }
   };
-  one(b.widths, x_shrinks);
-  one(b.heights, y_shrinks);
+  one(b.widths, b.x_shrinks);
+  one(b.heights, b.y_shrinks);
 }
 
 // e^(u - the largest u) in the place of each, and their sum
@@ -141,8 +162,10 @@ PYGEN_INLINE Vec<T> exponentials(T* u, int64_t bins) {
 
 template <class T>
 struct SplineBin {
-  Vec<T> k, x, width, y, height, raw0, raw1;  // raw: slopes at the bin's ends
-  Vec<T> first, last;                         // of the knots along the axis of what was given
+  Vec<T> k, x, width, y, height;
+  Vec<T> first, last;      // of the knots along the axis of what was given
+  Vec<T> d[2];             // slopes at the bin's ends; raw until end_slopes
+  Vec<T> d_derivative[2];  // of them by the raw ones, backward
 };
 
 // Along an axis, what gradients of shares need: exponentials of the bins below, summed, and of this one; 1 / sum of
@@ -154,7 +177,7 @@ struct SplineShares {
 
 // kInverse: v is a y. In `b` raw widths and heights become exponentials.
 template <bool kInverse, class T>
-PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, const Vec<T>& v,
+PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, const Vec<T>& v,
                                         SplineShares<T>& x, SplineShares<T>& y) {
   using V = Vec<T>;
   using at::vec::fmadd;
@@ -169,7 +192,7 @@ PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, SplineB
 
   V at(axis.first), here = lane(own, 0), other_here = lane(other, 0), next = lane(b.slopes, 1);
   along.below = across.below = bin.k = V(0), along.own = here, across.own = other_here;
-  bin.raw0 = lane(b.slopes, 0), bin.raw1 = next;
+  bin.d[0] = lane(b.slopes, 0), bin.d[1] = next;
   V total(0), other_total(0);  // of whole groups of bins: long chains of sums would round more than twice as much
   for (int64_t group = 1; group < bins; group += kGroup) {
     V part(0), other_part(0);
@@ -183,7 +206,7 @@ PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, SplineB
       at = select(above, knot, at);
       along.below = select(above, below, along.below), along.own = select(above, here, along.own);
       across.below = select(above, other_below, across.below), across.own = select(above, other_here, across.own);
-      bin.raw0 = select(above, slope, bin.raw0), bin.raw1 = select(above, next, bin.raw1);
+      bin.d[0] = select(above, slope, bin.d[0]), bin.d[1] = select(above, next, bin.d[1]);
       bin.k = select(above, V(numbers.index[j]), bin.k);
     }
     total = total + part, other_total = other_total + other_part;
@@ -203,13 +226,13 @@ PYGEN_INLINE SplineBin<T> bin_of_knots(const SplineNumbers<T>& numbers, const Sp
   const T* const own = kInverse ? b.heights : b.widths;
   SplineBin<T> bin;
   bin.k = V(0), bin.first = lane(own, 0), bin.last = lane(own, bins);
-  bin.x = lane(b.widths, 0), bin.y = lane(b.heights, 0), bin.raw0 = lane(b.slopes, 0), bin.raw1 = lane(b.slopes, 1);
+  bin.x = lane(b.widths, 0), bin.y = lane(b.heights, 0), bin.d[0] = lane(b.slopes, 0), bin.d[1] = lane(b.slopes, 1);
   V right = lane(b.widths, 1), top = lane(b.heights, 1);
   for (int64_t j = 1; j < bins; ++j) {
     const auto above = less_equal(lane(own, j), v);
     bin.x = select(above, lane(b.widths, j), bin.x), right = select(above, lane(b.widths, j + 1), right);
     bin.y = select(above, lane(b.heights, j), bin.y), top = select(above, lane(b.heights, j + 1), top);
-    bin.raw0 = select(above, lane(b.slopes, j), bin.raw0), bin.raw1 = select(above, lane(b.slopes, j + 1), bin.raw1);
+    bin.d[0] = select(above, lane(b.slopes, j), bin.d[0]), bin.d[1] = select(above, lane(b.slopes, j + 1), bin.d[1]);
     bin.k = select(above, V(numbers.index[j]), bin.k);
   }
   const V least(1 / kMostSlope<T>);
@@ -219,29 +242,41 @@ PYGEN_INLINE SplineBin<T> bin_of_knots(const SplineNumbers<T>& numbers, const Sp
 
 // --- within a bin ----------------------------------------------------------------------------------------------------
 
+// What follows is done step by step, each for several vectors: one vector's chain of operations is longer than what a
+// core looks ahead, but a step's is short.
+
+template <bool kBackward, class T>
+PYGEN_INLINE void end_slopes(const SplineNumbers<T>& numbers, SplineBin<T>* bins, int64_t count) {
+  using V = Vec<T>;
+  const SplineArgs& a = numbers.args;
+  const V fixed(T(a.boundary_slope));
+  for (int64_t i = 0; i < count; ++i) {
+    SplineBin<T>& bin = bins[i];
+    for (int end = 0; end < 2; ++end) {
+      bin.d[end] = slope_of(a, bin.d[end], kBackward ? &bin.d_derivative[end] : nullptr);
+    }
+    if (a.ends == SplineEnds::kFixed) {
+      bin.d[0] = select(less(bin.k, V(T(0.5))), fixed, bin.d[0]);
+      bin.d[1] = select(less(V(T(a.bins) - T(1.5)), bin.k), fixed, bin.d[1]);
+    }
+  }
+}
+
 template <class T>
 struct SplinePoint {
   Vec<T> xi, rest, q, s, d0, d1;
-  Vec<T> denominator;     // beta
-  Vec<T> inverse_width;   // backward, and forward from x
-  Vec<T> root;            // from y
-  Vec<T> slope0, slope1;  // of the raw slopes, backward
+  Vec<T> denominator;    // beta
+  Vec<T> inverse_width;  // backward, and forward from x
+  Vec<T> root;           // from y
 };
 
 template <bool kInverse, bool kBackward, class T>
-PYGEN_INLINE SplinePoint<T> point_in(const SplineNumbers<T>& numbers, const SplineBin<T>& bin, const Vec<T>& v) {
+PYGEN_INLINE SplinePoint<T> point_in(const SplineBin<T>& bin, const Vec<T>& v) {
   using V = Vec<T>;
   using at::vec::fmadd;
-  const SplineArgs& a = numbers.args;
   const V zero(0), one(1), two(2);
   SplinePoint<T> p;
-  p.d0 = slope_of(a, bin.raw0, kBackward ? &p.slope0 : nullptr);
-  p.d1 = slope_of(a, bin.raw1, kBackward ? &p.slope1 : nullptr);
-  if (a.ends == SplineEnds::kFixed) {
-    const V fixed(T(a.boundary_slope));
-    p.d0 = select(less(bin.k, V(T(0.5))), fixed, p.d0);
-    p.d1 = select(less(V(T(a.bins) - T(1.5)), bin.k), fixed, p.d1);
-  }
+  p.d0 = bin.d[0], p.d1 = bin.d[1];
   V at;
   if constexpr (kInverse) {
     at = (v - bin.y) / bin.height;
@@ -278,11 +313,12 @@ PYGEN_INLINE Vec<T> numerator(const SplinePoint<T>& p) {
 
 // The bin of shares or of knots; of shares, what their gradients need.
 template <bool kKnots, bool kInverse, class T>
-PYGEN_INLINE SplineBin<T> find_bin(const SplineNumbers<T>& numbers, SplineBlocks<T>& b, const Vec<T>& v,
+PYGEN_INLINE SplineBin<T> find_bin(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, const Vec<T>& v,
                                    SplineShares<T>& x, SplineShares<T>& y) {
   if constexpr (kKnots) {
     return bin_of_knots<kInverse>(numbers, b, v);
   } else {
+    if (numbers.args.style == SplineStyle::kZuko) clip_shares(numbers.args, b);
     return bin_of_shares<kInverse>(numbers, b, v, x, y);
   }
 }
@@ -295,18 +331,19 @@ PYGEN_INLINE Vec<T> inside(const SplineBin<T>& bin, const Vec<T>& v, const Vec<T
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
+// The value in the place of what was given, and the slope.
 template <bool kKnots, bool kInverse, class T>
 PYGEN_INLINE void evaluate(const SplineNumbers<T>& numbers, const SplineBin<T>& bin, T* value, T* slope) {
   using V = Vec<T>;
   using at::vec::fmadd;
-  const V v = V::loadu(value), zero(0);
-  const SplinePoint<T> p = point_in<kInverse, false>(numbers, bin, v);
+  const V v = V::loadu(value), one(1);
+  const SplinePoint<T> p = point_in<kInverse, false>(bin, v);
   V y, steep;
   if constexpr (kInverse) {
     y = fmadd(bin.width, p.xi, bin.x);
     steep = p.denominator / (p.s * p.root);
   } else {
-    const V inverse = V(1) / p.denominator, mean = p.s * inverse;
+    const V inverse = one / p.denominator, mean = p.s * inverse;
     y = fmadd(bin.height * fmadd(p.s * p.xi, p.xi, p.d0 * p.q), inverse, bin.y);
     steep = mean * numerator(p) * mean;
   }
@@ -314,26 +351,25 @@ PYGEN_INLINE void evaluate(const SplineNumbers<T>& numbers, const SplineBin<T>& 
     const auto& axis = kInverse ? numbers.x : numbers.y;
     y = at::vec::clamp(y, V(axis.first), V(axis.last));
   }
-  const V nan(std::numeric_limits<T>::quiet_NaN()), beyond = numbers.args.bounded ? nan : zero;
-  inside(bin, v, y, v + beyond).store(value);
-  inside(bin, v, log_normal(steep), select(equal(v, v), beyond, v)).store(slope);
+  const V nan(std::numeric_limits<T>::quiet_NaN());
+  const bool bounded = numbers.args.bounded;
+  inside(bin, v, y, bounded ? nan : v).store(value);
+  inside(bin, v, steep, select(equal(v, v), bounded ? nan : one, v)).store(slope);
 }
 
-// Of `count` vectors x the values, in their place, and the logarithms of the slopes. Step by step for all of them: what
-// one vector's step waits for is longer than what a core looks ahead.
+// Of `count` vectors x the values, in their place, and the logarithms of the slopes.
 template <bool kKnots, bool kInverse, class T>
-__attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, int64_t count, SplineBlocks<T>* blocks,
-                                            T* value, T* slope) {
-  using V = Vec<T>;
+__attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, int64_t count,
+                                            const SplineMemory<T>& blocks, T* value, T* slope) {
+  constexpr int64_t W = Vec<T>::size();
   SplineBin<T> bins[kVectors];
-  SplineShares<T> x, y;
   for (int64_t i = 0; i < count; ++i) {
-    if (!kKnots && numbers.args.style == SplineStyle::kZuko) clip_shares<T>(numbers.args, blocks[i], nullptr, nullptr);
+    SplineShares<T> x, y;
     bins[i] = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), x, y);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    evaluate<kKnots, kInverse>(numbers, bins[i], value + i * V::size(), slope + i * V::size());
-  }
+  end_slopes<false>(numbers, bins, count);
+  for (int64_t i = 0; i < count; ++i) evaluate<kKnots, kInverse>(numbers, bins[i], value + i * W, slope + i * W);
+  for (int64_t i = 0; i < count; ++i) put(slope, i, log_normal(lane(slope, i)));
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------
@@ -370,23 +406,15 @@ PYGEN_INLINE void put_two(const SplineNumbers<T>& numbers, T* block, const Vec<T
   }
 }
 
-// What a vector of elements needs for its gradients, between two steps.
-template <class T>
-struct SplineFound {
-  SplineBin<T> bin;
-  SplineShares<T> x, y;
-  alignas(64) T x_shrinks[kMaxBins * Vec<T>::size()], y_shrinks[kMaxBins * Vec<T>::size()];  // of the soft clip
-};
-
 template <bool kKnots, bool kInverse, class T>
-PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineFound<T>& found, SplineBlocks<T>& b,
-                                T* value, const T* grad_y, const T* grad_logabsdet) {
+PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin<T>& bin, const SplineShares<T>& x,
+                                const SplineShares<T>& y, const SplineBlocks<T>& b, T* value, const T* grad_y,
+                                const T* grad_logabsdet) {
   using V = Vec<T>;
   using at::vec::fmadd;
   const SplineArgs& a = numbers.args;
-  const SplineBin<T>& bin = found.bin;
   const V v = V::loadu(value), zero(0), one(1), two(2);
-  const SplinePoint<T> p = point_in<kInverse, true>(numbers, bin, v);
+  const SplinePoint<T> p = point_in<kInverse, true>(bin, v);
   const V n = numerator(p), by_n = one / n, by_beta = one / p.denominator, across = p.rest - p.xi;
   const V lower = fmadd(p.s * p.xi, p.xi, p.d0 * p.q), upper = fmadd(p.s * p.rest, p.rest, p.d1 * p.q);
   const V tilt = fmadd(p.d1, p.xi, fmadd(p.s, across, (p.d0 * p.rest).neg()));
@@ -418,29 +446,27 @@ PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineFou
     put_two(numbers, b.heights, bin.k, corner_y - size_y, size_y);
   } else {
     const bool clips = a.style == SplineStyle::kZuko;
-    const T *const x_shrinks = clips ? found.x_shrinks : nullptr, *const y_shrinks = clips ? found.y_shrinks : nullptr;
-    shares_backward(numbers, b.widths, x_shrinks, found.x, bin, v, corner_x, size_x);
-    shares_backward(numbers, b.heights, y_shrinks, found.y, bin, v, corner_y, size_y);
+    const T *const x_shrinks = clips ? b.x_shrinks : nullptr, *const y_shrinks = clips ? b.y_shrinks : nullptr;
+    shares_backward(numbers, b.widths, x_shrinks, x, bin, v, corner_x, size_x);
+    shares_backward(numbers, b.heights, y_shrinks, y, bin, v, corner_y, size_y);
   }
-  put_two(numbers, b.slopes, bin.k, masked(g_d0 * p.slope0), masked(g_d1 * p.slope1));
+  put_two(numbers, b.slopes, bin.k, masked(g_d0 * bin.d_derivative[0]), masked(g_d1 * bin.d_derivative[1]));
 }
 
 // In blocks gradients take the place of the parameters, in `value` grad_x that of x.
 template <bool kKnots, bool kInverse, class T>
 __attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& numbers, int64_t count,
-                                                     SplineBlocks<T>* blocks, T* value, const T* grad_y,
+                                                     const SplineMemory<T>& blocks, T* value, const T* grad_y,
                                                      const T* grad_logabsdet) {
   constexpr int64_t W = Vec<T>::size();
-  SplineFound<T> found[kVectors];
+  SplineBin<T> bins[kVectors];
+  SplineShares<T> x[kVectors], y[kVectors];
   for (int64_t i = 0; i < count; ++i) {
-    SplineFound<T>& f = found[i];
-    if (!kKnots && numbers.args.style == SplineStyle::kZuko) {
-      clip_shares(numbers.args, blocks[i], f.x_shrinks, f.y_shrinks);
-    }
-    f.bin = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), f.x, f.y);
+    bins[i] = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), x[i], y[i]);
   }
+  end_slopes<true>(numbers, bins, count);
   for (int64_t i = 0; i < count; ++i) {
-    differentiate<kKnots, kInverse>(numbers, found[i], blocks[i], value + i * W, grad_y + i * W,
+    differentiate<kKnots, kInverse>(numbers, bins[i], x[i], y[i], blocks[i], value + i * W, grad_y + i * W,
                                     grad_logabsdet + i * W);
   }
 }
@@ -455,7 +481,7 @@ class SplineRows {
       : args_(a), places_(places), lanes_{of(places[0]), of(places[1]), of(places[2])} {}
 
   // n elements from number `first` of run r
-  PYGEN_INLINE void load(int64_t r, int64_t first, int64_t n, SplineBlocks<T>& b) const {
+  PYGEN_INLINE void load(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
     constexpr int64_t W = Vec<T>::size();
     for (int i = 0; i < kSplineKinds; ++i) lanes_[i].load(at(i, r, first), n, own(i, b));
     const Vec<T> zero(0);
@@ -463,7 +489,7 @@ class SplineRows {
     if (args_.ends == SplineEnds::kShared) lane(b.slopes, 0).store(b.slopes + args_.bins * W);
   }
 
-  PYGEN_INLINE void store(int64_t r, int64_t first, int64_t n, SplineBlocks<T>& b) const {
+  PYGEN_INLINE void store(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
     if (args_.ends == SplineEnds::kShared) put(b.slopes, 0, lane(b.slopes, 0) + lane(b.slopes, args_.bins));
     for (int i = 0; i < kSplineKinds; ++i) {
       if (places_[i].data) lanes_[i].store(at(i, r, first), n, own(i, b));
@@ -477,7 +503,7 @@ class SplineRows {
     const SplinePlaces& p = places_[i];
     return static_cast<P*>(p.data) + r * p.outer + first * p.element;
   }
-  PYGEN_INLINE T* own(int i, SplineBlocks<T>& b) const {
+  PYGEN_INLINE T* own(int i, const SplineBlocks<T>& b) const {
     const bool inner = i == 2 && args_.ends == SplineEnds::kFixed;  // the first knot has no slope of its own
     return b.kind(i) + (inner ? Vec<T>::size() : 0);
   }
@@ -544,7 +570,7 @@ bool spline(const SplineArgs& a, int64_t begin, int64_t end) {
                       : a.inverse ? spline_lanes<false, true, T>
                                   : spline_lanes<false, false, T>;
   const SplineNumbers<T> numbers(a);
-  SplineBlocks<T> blocks[kVectors];
+  const SplineMemory<T> blocks(a.bins);
   const SplineRows<T, P> parameters(a, a.parameters);
   alignas(64) T value[kVectors * W], slope[kVectors * W];
   bool fine = true;
@@ -573,7 +599,7 @@ void spline_backward(const SplineArgs& a, int64_t begin, int64_t end) {
                       : a.inverse ? spline_lanes_backward<false, true, T>
                                   : spline_lanes_backward<false, false, T>;
   const SplineNumbers<T> numbers(a);
-  SplineBlocks<T> blocks[kVectors];
+  const SplineMemory<T> blocks(a.bins);
   const SplineRows<T, P> parameters(a, a.parameters), gradients(a, a.gradients);
   alignas(64) T value[kVectors * W], grad_y[kVectors * W], grad_logabsdet[kVectors * W];
   for_vectors_of_runs<W>(

@@ -14,7 +14,7 @@ import pygen
 from pygen import ops, reference
 from pygen.ops.rational_quadratic_spline import InputOutsideDomain, SplineOptions
 from pygen.reference.rational_quadratic_spline import rational_quadratic_spline_backward
-from tests.harness.calls import build, random, raw_call
+from tests.harness.calls import Call, build, evaluate, random, raw_call
 from tests.harness.combine import pairwise
 from tests.harness.spec import (
     BF16,
@@ -23,6 +23,7 @@ from tests.harness.spec import (
     F64,
     MIXED_BF16,
     MIXED_F16,
+    Dtypes,
     ErrorInput,
     OpSpec,
     Sample,
@@ -199,6 +200,19 @@ def huge(device: torch.device) -> None:
         torch.testing.assert_close((y[i], logabsdet[i]), expected)
 
 
+def as_x_is_rounded(spec: OpSpec, s: Sample, inputs: Any, upstream: Any, dtypes: Dtypes) -> dict[str, Tensor]:
+    """What an x that is off by a few units in the last place of the bound would change: no positions of knots are
+    closer. In steep and in flat bins that is much, and by how much eager is off is luck."""
+    x = inputs["x"]
+    step = 4 * torch.finfo(dtypes.accumulate).eps * float(x.abs().max() if x.numel() else 0)
+    results = []
+    for way in (0, 1, -1):
+        outputs, grads = evaluate(spec, spec.reference, Call(inputs | {"x": x + way * step}, s.options), upstream)
+        results.append(outputs | grads)
+    here, *moved = results
+    return {k: torch.stack([(t[k] - v).abs().nan_to_num(0) for t in moved]).amax(0) for k, v in here.items()}
+
+
 ROLES = {"x": "data"} | dict.fromkeys(("widths", "heights", "derivatives"), "parameters")
 
 SPEC = register(
@@ -219,6 +233,7 @@ SPEC = register(
         huge=huge,
         huge_gb=14,
         keeps=lambda s: frozenset(ROLES),
+        allowance=lambda s, inputs, outputs, upstream, dtypes: as_x_is_rounded(SPEC, s, inputs, upstream, dtypes),
     )
 )
 
@@ -252,7 +267,7 @@ def reference_backward(options: str, **arguments: Any) -> tuple[Tensor, ...]:
     return tuple(g if need else g.new_empty(0) for g, need in zip(grads, needs, strict=True))
 
 
-register(
+BACKWARD = register(
     OpSpec(
         name="rational_quadratic_spline_backward",
         function=call_backward,
@@ -266,6 +281,7 @@ register(
         dtypes=DTYPES,
         samples=backward_samples,
         skips={need: i for i, need in enumerate(NEEDS)},
+        allowance=lambda s, inputs, outputs, upstream, dtypes: as_x_is_rounded(BACKWARD, s, inputs, upstream, dtypes),
         public=False,
     )
 )
