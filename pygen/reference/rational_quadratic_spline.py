@@ -213,7 +213,8 @@ def rational_quadratic_spline(
         logabsdet = torch.log(denominator / (s * root))
     else:
         y = bin.y + bin.height * (s * bin.xi * bin.xi + bin.d0 * bin.q) / denominator
-        logabsdet = torch.log((s / denominator).square() * bin.numerator)
+        mean = s / denominator
+        logabsdet = torch.log(mean * bin.numerator * mean)  # in this order no product of extremes is 0
     if shape.style != "knots":
         y = _moved(y, y.clamp(left, right) if shape.inverse else y.clamp(bottom, top))
     beyond = torch.full_like(v, math.nan if shape.tails is None else 0.0)
@@ -256,7 +257,7 @@ def rational_quadratic_spline_backward(
     upstream = grad_y.to(v.dtype)
     g_y, g_l = upstream, grad_logabsdet.to(v.dtype)
     if shape.inverse:
-        g_y, g_l = (g_l * l_xi / bin.width - g_y) / ((s / beta).square() * n), -g_l
+        g_y, g_l = (g_l * l_xi / bin.width - g_y) / (s / beta * n * (s / beta)), -g_l
     by_height = g_y * bin.height
     g_xi = by_height * s * n / beta.square() + g_l * l_xi
     g_d0 = by_height * q * other / beta + g_l * (rest * rest / n - 2 * q / beta)

@@ -30,22 +30,24 @@ def parameters(n: int, scale: float, dtype: torch.dtype, bins: int = 8, more: in
     return [(scale * t).to(dtype) for t in drawn]
 
 
-# Measured worst: 5.5e-6 and 1.4e-14 for nflows' parameters; zuko's are clipped, and milder.
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
+# An error of y is one of x divided by the slope. Measured worst of error times slope: 1.2e-6 and 1.9e-15.
+@pytest.mark.parametrize(
+    ("dtype", "bound", "conditioned"), [(torch.float32, 1e-5, 2e-6), (torch.float64, 1e-12, 4e-15)]
+)
 @pytest.mark.parametrize("style", ["nflows", "zuko"])
-def test_round_trips(device, style, dtype, bound):
-    """Peers promise 1e-3 in float32."""
+def test_round_trips(device, style, dtype, bound, conditioned):
+    """Peers promise 1e-3 in float32. The bound holds wherever the spline is not flat; there, by how flat it is."""
     x = (2.2 * BOUND * torch.rand(20_000, dtype=torch.float64) - 1.1 * BOUND).to(device, dtype)
     for bins, inverse in itertools.product((4, 8, 16), (False, True)):
         p = [t.to(device) for t in parameters(20_000, 1.0, dtype, bins)]
         options: dict[str, Any] = {"style": style, "bounds": BOUND}
         y, logabsdet = rational_quadratic_spline(x, *p, inverse=inverse, **options)
         back, other = rational_quadratic_spline(y, *p, inverse=not inverse, **options)
-        slope = logabsdet.exp()  # an error of y is one of x divided by it
-        assert ((back - x).abs() * slope.clamp(max=1)).max() <= bound
-        if not inverse:
-            assert (back - x).abs().max() <= bound
-        assert (logabsdet + other).abs().median() <= 10 * torch.finfo(dtype).eps
+        error, slope = (back - x).abs(), logabsdet.exp().clamp(max=1)
+        assert (error * slope).max() <= conditioned
+        assert (error <= bound).double().mean() > 0.99
+        assert error[slope > conditioned / bound].max() <= bound
+        assert (logabsdet + other).abs().median() <= 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -128,11 +130,10 @@ def test_sixty_digits(device, scale, inverse):
                 moved = [[u + side * step * (m == j) for m, u in enumerate(numbers)] for side in (1, -1)]
                 (y1, log1), (y0, log0) = map(parts, moved)
                 derivatives.append(((y1 - y0) / (2 * step), (log1 - log0) / (2 * step)))
-            sensitivity = [float(sum(abs(g[m]) for g in derivatives)) for m in (0, 1)]
-            assert abs(float(y[i] - true_y)) <= 100 * eps * (BOUND + BOUND * sensitivity[0])
-            assert abs(float(logabsdet[i] - true_log)) <= 100 * eps * (
-                1 + abs(float(true_log)) + BOUND * sensitivity[1]
-            )
+            weights = [max(BOUND, abs(u)) for u in numbers]  # by which their units in the last place grow
+            sensitivity = [float(sum(abs(g[m]) * u for g, u in zip(derivatives, weights, strict=True))) for m in (0, 1)]
+            assert abs(float(y[i].item() - true_y)) <= 20 * eps * (BOUND + sensitivity[0])
+            assert abs(float(logabsdet[i].item() - true_log)) <= 20 * eps * (1 + sensitivity[1])
             true = torch.tensor([float(a + b / 2) for a, b in derivatives], dtype=torch.float64)
             off = (grads[i].cpu() - true).abs().max() / true.abs().max()
             assert off <= 1e-9, f"{i}: gradients are off by {off:.1e}"
