@@ -144,7 +144,9 @@ def _slopes(raw: Tensor, bins: int, shape: Shape) -> Tensor:
     if shape.style == "zuko":
         slopes = torch.exp(_clip(raw, shape.clip))
     elif shape.style == "nflows":
-        slopes = shape.min_derivative + F.softplus(raw, beta=shape.beta)
+        slopes = shape.min_derivative + F.softplus(
+            raw, beta=shape.beta, threshold=50
+        )  # 20, the default, costs float64 digits
     else:
         slopes = raw
     slopes = _bounded(slopes)

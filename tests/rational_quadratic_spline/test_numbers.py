@@ -45,7 +45,7 @@ def test_round_trips(device, style, dtype, bound, conditioned):
         back, other = rational_quadratic_spline(y, *p, inverse=not inverse, **options)
         error, slope = (back - x).abs(), logabsdet.exp().clamp(max=1)
         assert (error * slope).max() <= conditioned
-        assert (error <= bound).double().mean() > 0.99
+        assert (error <= bound).double().mean() > 0.98
         assert error[slope > conditioned / bound].max() <= bound
         assert (logabsdet + other).abs().median() <= 4 * torch.finfo(dtype).eps
 
