@@ -24,6 +24,7 @@ OPS = (
     "sampling",
     "sample_stats",
     "diffusion_loss",
+    "rational_quadratic_spline",
 )
 
 MODES = ("fwd", "bwd", "full", "call")

@@ -85,23 +85,8 @@ const auto& backward_op() {
 
 // --- what is admitted ------------------------------------------------------------------------------------------------
 
-std::optional<CouplingTypes> types(const Tensor& x, const Tensor& params) {
-  const auto xt = x.scalar_type(), pt = params.scalar_type();
-  if (xt == at::kFloat && pt == at::kBFloat16) return CouplingTypes::kF32BF16;
-  if (xt == at::kFloat && pt == at::kHalf) return CouplingTypes::kF32F16;
-  if (xt != pt) return std::nullopt;
-  switch (xt) {
-    case at::kFloat:
-      return CouplingTypes::kF32;
-    case at::kDouble:
-      return CouplingTypes::kF64;
-    case at::kBFloat16:
-      return CouplingTypes::kBF16;
-    case at::kHalf:
-      return CouplingTypes::kF16;
-    default:
-      return std::nullopt;
-  }
+std::optional<PairedTypes> types(const Tensor& x, const Tensor& params) {
+  return paired_types(x.scalar_type(), params.scalar_type());
 }
 
 at::ScalarType accumulate_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "types.h"
+
 namespace pygen {
 
 enum class Activation : int { kExp, kSigmoid, kSoftplus, kAdditive };  // the order of pygen/ops/coupling.py
@@ -53,14 +55,10 @@ struct CouplingArgs {
   double* grad_gain;                     // backward: [gain_count], of the tasks at hand; or null
 };
 
-// Storage types of x and of params that a kernel was compiled for; arithmetic is in float, or double for double.
-enum class CouplingTypes : int { kF32, kF64, kBF16, kF16, kF32BF16, kF32F16 };
-constexpr int kCouplingTypes = 6;
-
-// One tier's kernels: do the tasks [begin, end) of batch * chunks.
+// One tier's kernels, by storage types of x and of params: do the tasks [begin, end) of batch * chunks.
 struct CouplingKernels {
-  void (*forward[kCouplingTypes])(const CouplingArgs&, int64_t begin, int64_t end);
-  void (*backward[kCouplingTypes])(const CouplingArgs&, int64_t begin, int64_t end);
+  void (*forward[kPairedTypes])(const CouplingArgs&, int64_t begin, int64_t end);
+  void (*backward[kPairedTypes])(const CouplingArgs&, int64_t begin, int64_t end);
 };
 
 }  // namespace pygen

@@ -79,6 +79,14 @@ inline std::optional<FloatType> float_type(at::ScalarType type) {
   }
 }
 
+inline std::optional<PairedTypes> paired_types(at::ScalarType data, at::ScalarType parameters) {
+  const auto type = float_type(data);
+  if (type && data == parameters) return PairedTypes(*type);
+  if (data == at::kFloat && parameters == at::kBFloat16) return PairedTypes::kF32BF16;
+  if (data == at::kFloat && parameters == at::kHalf) return PairedTypes::kF32F16;
+  return std::nullopt;
+}
+
 // A dense tensor of floats, or of bytes.
 inline Stored stored(const at::Tensor& t) {
   const auto type = float_type(t.scalar_type());

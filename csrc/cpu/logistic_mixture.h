@@ -351,7 +351,7 @@ bool mixture_nll(const MixtureNllArgs& args, int64_t begin, int64_t end) {
   T *const p = x + 3 * channels * kLanes, *const slope = p + parameters * kLanes;
   T* const weights = slope + parameters * kLanes;
   const Components<T> components{weights, weights + args.mixtures * kLanes, ends};
-  const Lanes<T, S> lanes(parameters, args.p_at);
+  const Lanes<T, S> lanes(parameters, args.p_at.channel, args.p_at.pixel);
   const auto block = [&] {
     const auto either = [&](auto with, auto without) { return args.slope ? with : without; };
     if (args.openai) return either(block_nll<Method::kOpenai, true, T>, block_nll<Method::kOpenai, false, T>);

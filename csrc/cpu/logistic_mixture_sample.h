@@ -96,7 +96,7 @@ void mixture_sample(const MixtureSampleArgs& args, int64_t begin, int64_t end) {
   Scratch<float> scratch((2 * args.parameters + 3 * each) * kLanes);
   float *const p = scratch, *const one = p + args.parameters * kLanes, *const u = one + args.parameters * kLanes;
   float *const numbers = u + each * kLanes, *const x = numbers + each * kLanes;
-  const Lanes<float, S> lanes(args.parameters, args.p_at);
+  const Lanes<float, S> lanes(args.parameters, args.p_at.channel, args.p_at.pixel);
   for_lanes(args.area, kLanes, begin, end, [&](int64_t sample, int64_t pixel, int64_t pixels) {
     lanes.load(static_cast<const S*>(args.p) + sample * args.p_at.sample + pixel * args.p_at.pixel, pixels, p);
     if (!args.noise) {

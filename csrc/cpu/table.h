@@ -15,6 +15,7 @@ struct MixtureKernels;
 struct MomentsKernels;
 struct RandomKernels;
 struct SamplerKernels;
+struct SplineKernels;
 struct StatsKernels;
 struct StepKernels;
 
@@ -26,8 +27,8 @@ struct ProbeKernels {
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
                          const HeadsKernels*, const LossKernels*, const MixtureKernels*, const MomentsKernels*,
-                         const RandomKernels*, const SamplerKernels*, const StatsKernels*, const StepKernels*,
-                         const ProbeKernels*>;
+                         const RandomKernels*, const SamplerKernels*, const SplineKernels*, const StatsKernels*,
+                         const StepKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

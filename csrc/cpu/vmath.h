@@ -44,6 +44,14 @@ PYGEN_INLINE void for_vectors(int64_t n, const F& f) {
 #if defined(CPU_CAPABILITY_AVX512)
 PYGEN_INLINE __mmask16 less(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 PYGEN_INLINE __mmask8 less(const Vec<double>& a, const Vec<double>& b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+PYGEN_INLINE __mmask16 less_equal(const Vec<float>& a, const Vec<float>& b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+}
+PYGEN_INLINE __mmask8 less_equal(const Vec<double>& a, const Vec<double>& b) {
+  return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ);
+}
+PYGEN_INLINE __mmask16 equal(const Vec<float>& a, const Vec<float>& b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+PYGEN_INLINE __mmask8 equal(const Vec<double>& a, const Vec<double>& b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 PYGEN_INLINE Vec<float> select(__mmask16 mask, const Vec<float>& yes, const Vec<float>& no) {
   return _mm512_mask_blend_ps(mask, no, yes);
 }
@@ -54,6 +62,14 @@ PYGEN_INLINE Vec<double> select(__mmask8 mask, const Vec<double>& yes, const Vec
 template <class T>
 PYGEN_INLINE Vec<T> less(const Vec<T>& a, const Vec<T>& b) {
   return a < b;
+}
+template <class T>
+PYGEN_INLINE Vec<T> less_equal(const Vec<T>& a, const Vec<T>& b) {
+  return a <= b;
+}
+template <class T>
+PYGEN_INLINE Vec<T> equal(const Vec<T>& a, const Vec<T>& b) {
+  return a == b;
 }
 template <class T>
 PYGEN_INLINE Vec<T> select(const Vec<T>& mask, const Vec<T>& yes, const Vec<T>& no) {

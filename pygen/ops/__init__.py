@@ -11,9 +11,11 @@ from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import causal_conv1d, causal_taps, channel_links, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
+from .rational_quadratic_spline import InputOutsideDomain, rational_quadratic_spline
 from .sample_stats import quantile_abs, sample_stats
 
 __all__ = [
+    "InputOutsideDomain",
     "accumulate_moments",
     "affine_coupling",
     "bernoulli_nll",
@@ -32,6 +34,7 @@ __all__ = [
     "masked_conv2d",
     "polar",
     "quantile_abs",
+    "rational_quadratic_spline",
     "sample_stats",
     "trace_sqrt_product",
     "weight_from_dense",

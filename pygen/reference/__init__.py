@@ -10,6 +10,7 @@ from .heads import bernoulli_nll, categorical_nll
 from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
 from .masked_conv import masked_conv2d
 from .moments import accumulate_moments
+from .rational_quadratic_spline import rational_quadratic_spline
 from .sample_stats import quantile_abs, sample_stats
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "masked_conv2d",
     "polar",
     "quantile_abs",
+    "rational_quadratic_spline",
     "sample_stats",
     "trace_sqrt_product",
 ]

@@ -29,6 +29,8 @@ KERNELS = [
     "step_elements<.*double>",
     "block_nll<.*float>",
     "block_nll<.*double>",
+    "spline_lanes(_backward)?<.*float>",
+    "spline_lanes(_backward)?<.*double>",
     "multiply_tile<float>",
     "multiply_tile<double>",
     "fma_chains<float>",

@@ -16,10 +16,15 @@ import pygen
 from pygen.kernels import coupling, heads, masked_conv
 from pygen.kernels.diffusion_loss import launch_diffusion_loss, launch_diffusion_loss_backward
 from pygen.kernels.diffusion_step import launch_diffusion_step
+from pygen.kernels.rational_quadratic_spline import (
+    launch_rational_quadratic_spline,
+    launch_rational_quadratic_spline_backward,
+)
 from pygen.kernels.sample_stats import launch_quantile_abs
 from pygen.ops.coupling import CouplingOptions
 from pygen.ops.diffusion_step import StepOptions
 from pygen.ops.masked_conv import ConvOptions
+from pygen.ops.rational_quadratic_spline import SplineOptions
 from pygen.reference import heads as reference_heads
 from pygen.reference.diffusion_step import width
 from tests.contract.conftest import _uninitialised_memory_is_nan  # noqa: F401
@@ -181,6 +186,24 @@ def test_rows_that_are_not_there_give_nan(index):
         grads = launch_diffusion_loss_backward(torch.ones(3), x, loss, table[:, :3], at, 0, *[torch.float32] * 3)
         for t in (quantile, loss, difference, *grads):
             assert torch.equal(t.isnan(), nan.reshape(3, *[1] * (t.dim() - 1)).expand(t.shape))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("style", ["nflows", "knots"])
+def test_numbers_outside_a_spline_give_nan(style, inverse):
+    """Where it has no tails: values and gradients of those elements alone, but for their parameters', which are 0."""
+    positions = torch.tensor([-1.0, 0.5, 1.0]).expand(4, 3).contiguous()
+    widths = positions if style == "knots" else torch.randn(4, 2)
+    parameters = (widths, widths.clone(), torch.rand(4, 3) + 0.5)
+    x, wrong = torch.tensor([0.3, 1.5, float("nan"), -1.0]), torch.tensor([False, True, True, False])
+    options = SplineOptions(style=style, tails="none", inverse=inverse)
+    outputs = launch_rational_quadratic_spline(x, *parameters, options)
+    ones = torch.ones(4)
+    grad_x, *grads = launch_rational_quadratic_spline_backward(ones, ones, x, *parameters, options, *[True] * 4)
+    for t in (*outputs, grad_x):
+        assert torch.equal(t.isnan(), wrong)
+    for t in grads:
+        assert not t[wrong].any()
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

@@ -102,7 +102,8 @@ class OpSpec:
     keeps: the inputs and outputs that the graph may keep for the backward of this sample; "grad_<input>": one tensor of
         that input's shape beside them, for an op whose forward computes the gradient.
     allowance: bounds of its own, for a mode that cannot meet the general one (see `tolerance`): from the float64
-        inputs, outputs and upstream gradients to an absolute error for some outputs or gradients ("grad_<input>").
+        inputs, outputs and upstream gradients to an absolute error for some outputs or gradients ("grad_<input>"), one
+        number or one an element.
         A gradient with such a bound may be NaN where its sample has one; see `checks.nan_containment`.
     library: it calls LAPACK: the same bits are promised for the same number of threads only.
     exact: it draws: outputs are the reference's bit by bit, on every backend and for any dtype; and NaN raises.

@@ -20,8 +20,9 @@ and the whole tensor, from 16 elements on, the same with root mean squares in pl
   rounding errors are proportional to eps; and the whole bound is taken 8 times, for the truth is itself off, the
   float32 run only stands in, and no accumulator is wider than the data. (Worst seen with affine_coupling: 5 times the
   bound, a log-determinant that is a sum of 264 equal terms.)
-- allowance: what an op declares for a mode that recovers or stores values it cannot keep (see `OpSpec.allowance`). An
-  infinite one leaves shapes and dtypes alone to be right.
+- allowance: what an op declares for a mode that recovers or stores values it cannot keep, or for what rounding its input
+  would change anyway (see `OpSpec.allowance`): one number, or one an element. An infinite one leaves shapes and dtypes
+  alone to be right.
 
 Where the truth is NaN, or infinite, or past the dtype's largest number, ours must be NaN, or the same infinity, or
 infinite or the largest number; nowhere else.
@@ -42,10 +43,12 @@ from .spec import Dtypes, OpSpec
 RUNS = (4, 64)  # of eager: on the inputs themselves, and on inputs near them
 
 
-def assert_accurate(name: str, ours: Tensor, truth: Tensor, eager_error: Tensor, allowance: float = 0.0) -> None:
+def assert_accurate(
+    name: str, ours: Tensor, truth: Tensor, eager_error: Tensor, allowance: float | Tensor = 0.0
+) -> None:
     """The rule above for one tensor. eager_error: |eager - truth| in each run, [runs, *shape]."""
     assert ours.shape == truth.shape, f"{name}: expected shape {tuple(truth.shape)}, got {tuple(ours.shape)}"
-    if allowance == math.inf:
+    if not isinstance(allowance, Tensor) and allowance == math.inf:
         return
     limit = torch.finfo(ours.dtype)
     ours = ours.double()
@@ -72,7 +75,8 @@ def assert_accurate(name: str, ours: Tensor, truth: Tensor, eager_error: Tensor,
     bound = times * (2 * _row_max(eager_error).amax(0) + limit.eps * _row_max(size[None])[0]) + rest
     refuse(error > bound, f"off by up to {error.max():.3g}, bound {bound.min():.3g} to {bound.max():.3g}")
     if truth.numel() >= 16:
-        rms_bound = times * (2 * _rms(eager_error) + limit.eps * _rms(size)) + rest
+        rms_bound = times * (2 * _rms(eager_error) + limit.eps * _rms(size))
+        rms_bound += _rms(rest) if isinstance(rest, Tensor) else rest
         assert _rms(error) <= rms_bound, f"{name}: RMS error {_rms(error):.3g}, bound {rms_bound:.3g}"
 
 

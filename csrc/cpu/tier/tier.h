@@ -16,6 +16,7 @@ extern const MixtureKernels mixture_kernels;
 extern const MomentsKernels moments_kernels;
 extern const RandomKernels random_kernels;
 extern const SamplerKernels sampler_kernels;
+extern const SplineKernels spline_kernels;
 extern const StatsKernels stats_kernels;
 extern const StepKernels step_kernels;
 extern const ProbeKernels probe_kernels;
