@@ -20,9 +20,9 @@ and the whole tensor, from 16 elements on, the same with root mean squares in pl
   rounding errors are proportional to eps; and the whole bound is taken 8 times, for the truth is itself off, the
   float32 run only stands in, and no accumulator is wider than the data. (Worst seen with affine_coupling: 5 times the
   bound, a log-determinant that is a sum of 264 equal terms.)
-- allowance: what an op declares for a mode that recovers or stores values it cannot keep, or for what rounding its input
-  would change anyway (see `OpSpec.allowance`): one number, or one an element. An infinite one leaves shapes and dtypes
-  alone to be right.
+- allowance: what an op declares for a mode that recovers or stores values it cannot keep, or for what rounding its
+  input would change anyway (see `OpSpec.allowance`): one number, or one an element. An infinite one leaves shapes and
+  dtypes alone to be right.
 
 Where the truth is NaN, or infinite, or past the dtype's largest number, ours must be NaN, or the same infinity, or
 infinite or the largest number; nowhere else.
