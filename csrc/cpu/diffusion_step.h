@@ -156,7 +156,7 @@ PYGEN_INLINE void step_vectors(const StepArgs& a, const StepCoefficients<T>& c, 
   load_vectors<kForm, Own, N>(x, a.x, i, n);
   if constexpr (kUsual) {
     load_vectors<kForm, Own, N>(g, a.output[0], i, n);
-    each_vector<N>(g, [&](int k) { return V(c.weight[0]) * g[k]; });
+    each_vector<N>(g, [&](int k) { return fmadd(V(c.weight[0]), g[k], V(T(0))); });  // as below: the sign of a 0
   } else {
     each_vector<N>(g, [](int) { return V(T(0)); });
     for (int j = 0; j < a.outputs; ++j) {

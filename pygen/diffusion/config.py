@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .grid import Discrete, Edm, Flow
+from .._arguments import check_integer
+from .grid import Discrete, Edm, Flow, spread
 from .plan import Plan
 from .samplers import Schedule, plan
+from .schedules import distilled_timesteps
 
 
 class _Run(NamedTuple):
@@ -32,7 +34,8 @@ def plan_from_config(
     options: of the sampler, as those of the scheduler's `step` (eta, ...), besides those that the configuration has.
 
     Dynamic thresholds of more than 1 need `threshold` of `sample_loop`. What differs: DDIM and PNDM of steps that are
-    not evenly spaced go to the next timestep, where diffusers goes to that of even spacing.
+    not evenly spaced go to the next timestep, where diffusers goes to that of even spacing; so do single steps of
+    DEIS and UniPC with other sigmas than the table's; consistency models add no noise after the last step.
 
     Raises ValueError for a class or a value that plans do not cover, FileNotFoundError without a file.
     """
@@ -45,12 +48,12 @@ def plan_from_config(
             raise ValueError(f"expected {key} of {name} as {' or '.join(map(repr, fine))}, got {values[key]!r}")
     if (mu is None) == bool(values.get("use_dynamic_shifting", False)):
         raise ValueError(f"expected mu with use_dynamic_shifting, and only then, got {mu}")
-    run = _RUNS[name](values | {"mu": mu})
+    run = _RUNS[name](values | {"mu": mu, "steps": steps})
     clip = math.inf
     threshold = values.get("thresholding", False)
     if threshold and values.get("sample_max_value", 1.0) <= 1:
         clip, threshold = 1.0, False
-    elif not threshold and values.get("clip_sample", _CLIPS.get(name, False)):
+    elif not threshold and values.get("clip_sample", values.get("clip_denoised", _CLIPS.get(name, False))):
         clip = values.get("clip_sample_range", 1.0)
     return plan(
         run.sampler, run.schedule, steps, clip=clip, threshold=threshold, grid=run.grid, **run.options | options
@@ -70,7 +73,10 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-_CLIPS = {"DDIMScheduler": True, "DDIMInverseScheduler": True, "DDPMScheduler": True}  # where a file does not say
+# where a file does not say
+_CLIPS = dict.fromkeys(
+    ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "CMStochasticIterativeScheduler"), True
+)
 
 
 def _discrete(values: Mapping[str, Any], last: str, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
@@ -221,6 +227,33 @@ def _edm(values: Mapping[str, Any]) -> _Run:
     return _Run("euler", schedule, grid, {})
 
 
+def _edm_dpm(values: Mapping[str, Any]) -> _Run:
+    return _edm(values)._replace(sampler="dpm", options=_dpm("dpm")(values).options)
+
+
+def _distilled(sampler: str) -> Callable[[Mapping[str, Any]], _Run]:
+    def run(values: Mapping[str, Any]) -> _Run:
+        last = "zero" if sampler == "lcm" and values.get("set_alpha_to_one", True) else "sigma_min"
+        schedule = _discrete({"beta_schedule": "scaled_linear", **values}, last, 0.00085, 0.012)
+        original = values.get("original_inference_steps", 50)
+        times = distilled_timesteps(values["steps"], len(schedule.alphas_cumprod), original)
+        options = {"time_scale": values.get("timestep_scaling", 10.0)} if sampler == "lcm" else {}
+        return _Run(sampler, schedule, {"timesteps": times.tolist()}, options)
+
+    return run
+
+
+def _consistency(values: Mapping[str, Any]) -> _Run:
+    """Sigmas are those of some of the times that the model was trained at."""
+    smallest, largest = values.get("sigma_min", 0.002), values.get("sigma_max", 80.0)
+    total, rho = values.get("num_train_timesteps", 40), values.get("rho", 7.0)
+    check_integer("steps", values["steps"], 1, total)
+    all_sigmas = spread("karras", total, smallest, largest, rho)
+    sigmas = all_sigmas[:: total // values["steps"]][: values["steps"]]
+    schedule = Edm(smallest, largest, values.get("sigma_data", 0.5), "consistency", time_scale=250)
+    return _Run("consistency", schedule, {"sigmas": sigmas.tolist()}, {"noise_scale": values.get("s_noise", 1.0)})
+
+
 _RUNS: dict[str, Callable[[Mapping[str, Any]], _Run]] = {
     "DDIMScheduler": _by_table("ddim"),
     "DDIMInverseScheduler": _by_table("ddim-inverse"),
@@ -239,6 +272,10 @@ _RUNS: dict[str, Callable[[Mapping[str, Any]], _Run]] = {
     "FlowMatchEulerDiscreteScheduler": _flow_euler,
     "FlowMatchHeunDiscreteScheduler": _flow_heun,
     "EDMEulerScheduler": _edm,
+    "EDMDPMSolverMultistepScheduler": _edm_dpm,
+    "LCMScheduler": _distilled("lcm"),
+    "TCDScheduler": _distilled("tcd"),
+    "CMStochasticIterativeScheduler": _consistency,
 }
 
 _FLOWS = {"time_shift_type": ("exponential",)}
@@ -262,5 +299,9 @@ _COVERED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "FlowMatchEulerDiscreteScheduler": {"invert_sigmas": (False,)},
     "EDMEulerScheduler": {"final_sigmas_type": ("zero",)},
+    "EDMDPMSolverMultistepScheduler": {
+        "final_sigmas_type": ("zero",),
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    },
 }
 """Values of keys that plans cover, the default first; of keys that are not here every value."""

@@ -105,6 +105,15 @@ def timesteps(
     return times
 
 
+def distilled_timesteps(count: int, total: int = 1000, original: int = 50) -> Floats:
+    """`count` of the `original` times that a latent consistency model was distilled at, falling: Luo et al. 2023
+    (2310.04378), section 4.3."""
+    check_integer("original", original, 1, total)
+    check_integer("steps", count, 1, original)
+    times = np.arange(original, 0, -1, dtype=np.float64) * (total // original) - 1
+    return times[np.linspace(0, original, count, endpoint=False).astype(np.int64)]
+
+
 # --- sigmas -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pygen.diffusion import plan_from_config
+from pygen.diffusion import Edm, plan, plan_from_config
 
 from . import peers
 from .test_diffusers_plans import STABLE, compare
@@ -67,6 +68,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *[(name, FLOW | more) for name in SOLVERS for more in FLOW_OPTIONS.get(name, [{}, {"solver_order": 3}, DYNAMIC])],
     ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
     ("EDMEulerScheduler", {}),
+    ("LCMScheduler", {"original_inference_steps": 40, "prediction_type": "v_prediction"}),
+    ("TCDScheduler", {}),
 ]
 
 
@@ -78,8 +81,35 @@ def test_equal(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     scheduler = peers.scheduler_class(name)(**options, **(STABLE if discrete else {}))
     scheduler.save_config(tmp_path)
     told = {"mu": 0.8} if options.get("use_dynamic_shifting") else {}
-    compare(scheduler, plan_from_config(tmp_path, 8, **told), 8, told)
+    numbers = {"numbers": True} if name == "LCMScheduler" else {}
+    compare(scheduler, plan_from_config(tmp_path, 8, **told), 8, told, **numbers)
     assert len(plan_from_config(tmp_path / "scheduler_config.json", 4, **told)) >= 4
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("CMStochasticIterativeScheduler", {"clip_denoised": False, "s_noise": 0.5}),
+        ("EDMDPMSolverMultistepScheduler", {"solver_order": 3, "sigma_schedule": "exponential", "sigma_min": 0.01}),
+    ],
+)
+def test_levels(name: str, options: dict[str, Any]) -> None:
+    """Where theirs are rounded more than once."""
+    scheduler = peers.scheduler_class(name)(**options)
+    run = plan_from_config({"_class_name": name, **options}, 5)
+    scheduler.set_timesteps(5)
+    levels = torch.tensor([(e.time, e.level.sigma) for e in run.evaluations], dtype=torch.float64)
+    theirs = torch.stack([scheduler.timesteps.double(), scheduler.sigmas[:-1].double()], 1)
+    torch.testing.assert_close(levels, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_options_of_levels() -> None:
+    """Beside levels those are what makes these plans."""
+    found = plan_from_config({"_class_name": "EDMDPMSolverMultistepScheduler", "solver_order": 3}, 9)
+    assert found.steps == plan("dpm", Edm(), 9, order=3).steps
+    clipped = plan_from_config({"_class_name": "CMStochasticIterativeScheduler"}, 5)
+    assert all(step.clip == 1 for step in clipped.steps)
 
 
 def test_refused(tmp_path: Path) -> None:

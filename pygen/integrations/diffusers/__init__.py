@@ -70,7 +70,8 @@ def _replacement(original: Callable[..., Any], function: Method) -> Callable[...
 def patch_scheduler(scheduler: Any, *, noise: Noise = "torch") -> Any:
     """Gives one scheduler the methods of this module, and returns it. Its type and configuration stay as they are.
 
-    Of a subclass of diffusers' own, methods that it overrides stay too.
+    Of a subclass of diffusers' own, methods that it overrides stay too. A deep copy is patched as well; a shallow one
+    (copy.copy) has methods that act on this scheduler.
 
     noise: of steps; "torch", as without the patch; "pygen", see above.
 
