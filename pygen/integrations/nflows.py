@@ -1,0 +1,167 @@
+"""nflows' rational-quadratic splines in one pass, for callers of nflows, of normflows, and of what is built on them.
+
+    from pygen.integrations.nflows import patch, unconstrained_rational_quadratic_spline
+    patch()                # installed nflows and normflows, and who imported their splines, from now on
+    with patch():          # while it lasts
+        flow.log_prob(x)
+
+The functions have the signatures of nflows.transforms.splines, and its results: `pygen.ops.rational_quadratic_spline`,
+whose inverse has no assertion to fail and whose backward saves the raw parameters alone. They are differentiable once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .. import ops
+from ..ops.rational_quadratic_spline import BINS
+
+__all__ = ["Patch", "patch", "rational_quadratic_spline", "unconstrained_rational_quadratic_spline"]
+
+Spline = Callable[..., tuple[Tensor, Tensor]]
+
+
+def unconstrained_rational_quadratic_spline(
+    inputs: Tensor,
+    unnormalized_widths: Tensor,
+    unnormalized_heights: Tensor,
+    unnormalized_derivatives: Tensor,
+    inverse: bool = False,
+    tails: str = "linear",
+    tail_bound: float = 1.0,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """Splines on [-tail_bound, tail_bound], beyond which they are the identity: outputs and logabsdet of inputs' shape.
+
+    inputs: [...]. unnormalized_widths, unnormalized_heights: [..., K]; unnormalized_derivatives: [..., K - 1], or
+    [..., K] for tails="circular" (normflows). See `pygen.ops.rational_quadratic_spline`.
+
+    Raises RuntimeError for other tails, as nflows does, ValueError and TypeError for what the op does not take.
+    """
+    if tails not in ("linear", "circular"):
+        raise RuntimeError(f"{tails} tails are not implemented.")
+    return ops.rational_quadratic_spline(
+        inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives,
+        inverse=bool(inverse), tails=tails, bounds=tail_bound,
+        min_width=min_bin_width, min_height=min_bin_height, min_derivative=min_derivative,
+    )  # fmt: skip
+
+
+def rational_quadratic_spline(
+    inputs: Tensor,
+    unnormalized_widths: Tensor,
+    unnormalized_heights: Tensor,
+    unnormalized_derivatives: Tensor,
+    inverse: bool = False,
+    left: float = 0.0,
+    right: float = 1.0,
+    bottom: float = 0.0,
+    top: float = 1.0,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """Splines from [left, right] to [bottom, top], without tails: outputs and logabsdet of inputs' shape.
+
+    As `unconstrained_rational_quadratic_spline`, of [..., K + 1] derivatives. On the CPU it raises InputOutsideDomain
+    for inputs that are not within their interval (nflows' own if nflows is installed, else `pygen.ops`'); on a GPU,
+    where that would be a wait for it, they are NaN.
+    """
+    try:
+        return ops.rational_quadratic_spline(
+            inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives,
+            inverse=bool(inverse), tails=None, bounds=(left, right, bottom, top),
+            min_width=min_bin_width, min_height=min_bin_height, min_derivative=min_derivative,
+        )  # fmt: skip
+    except ops.InputOutsideDomain as error:
+        raise _outside_domain()(str(error)) from None
+
+
+def _outside_domain() -> type[Exception]:
+    base = sys.modules.get("nflows.transforms.base")
+    return ops.InputOutsideDomain if base is None else base.InputOutsideDomain
+
+
+_SPLINES = (unconstrained_rational_quadratic_spline, rational_quadratic_spline)
+_HOMES = ("nflows.transforms.splines.rational_quadratic", "normflows.utils.splines")
+_NUMBERS = (
+    "tail_bound", "left", "right", "bottom", "top", "min_bin_width", "min_bin_height", "min_derivative",
+)  # fmt: skip
+
+
+def _replacement(original: Spline, spline: Spline) -> Spline:
+    """A spline in the place of `original`, which is called for what pygen's does not have: other numbers of bins, a
+    tensor of bounds, tails of their own for each dimension."""
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def replaced(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        given = signature.bind(*args, **kwargs).arguments
+        bins = given["unnormalized_widths"].shape[-1]
+        numbers = all(isinstance(given.get(name, 0.0), (int, float)) for name in _NUMBERS)
+        if numbers and BINS[0] <= bins <= BINS[1] and isinstance(given.get("tails", ""), str):
+            return spline(**given)
+        return original(*args, **kwargs)
+
+    return replaced
+
+
+class Patch:
+    """Splines that were replaced; `undo`, or the end of a `with` statement, puts them back."""
+
+    def __init__(self) -> None:
+        self._replaced: list[tuple[Spline, Spline]] = []
+        homes = [home for name in _HOMES if (home := _installed(name)) is not None]
+        if not homes:
+            raise ImportError("expected nflows or normflows to be installed")
+        for home in homes:
+            for spline in _SPLINES:
+                original = getattr(home, spline.__name__)
+                self._replaced.append((original, _replacement(original, spline)))
+                _swap(*self._replaced[-1])
+
+    def undo(self) -> None:
+        while self._replaced:
+            original, spline = self._replaced.pop()
+            _swap(spline, original)
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.undo()
+
+
+def _swap(old: Spline, new: Spline) -> None:
+    """Wherever a module has it under its name."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(old.__name__) is old:
+            setattr(module, old.__name__, new)
+
+
+def _installed(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def patch() -> Patch:
+    """Replaces the splines of installed nflows and normflows by this module's, wherever they were imported: from now
+    on, or, as `with patch():`, while that lasts.
+
+    What pygen's splines do not have (1 bin, more than 64, a tensor of bounds, tails by dimension) the libraries' own
+    compute as before. Modules that are imported later find the replacement, too.
+
+    Raises ImportError with neither library.
+    """
+    return Patch()
