@@ -25,6 +25,7 @@ OPS = (
     "sample_stats",
     "diffusion_loss",
     "rational_quadratic_spline",
+    "spline_flow",
 )
 
 MODES = ("fwd", "bwd", "full", "call")

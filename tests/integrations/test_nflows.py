@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import runpy
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,3 +179,14 @@ def test_what_is_not_covered_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(calls) == 1
     same(list(found), list(expected))
     assert circular[0].shape == x.shape
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nflows")
+    monkeypatch.setattr(sys, "argv", ["nflows_spline_flow.py", "--steps", "3"])
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "nflows_spline_flow.py"), run_name="__main__")
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("nflows ")
+    assert second.startswith("patched ")
+    assert first.split("nats:")[1] == second.split("nats:")[1]
+    assert last.endswith("times as fast")
