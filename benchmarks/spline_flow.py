@@ -75,7 +75,8 @@ def case(features: int) -> Case:
         work = Work(elements * (3 * BINS - 1) * 4 * 3)  # parameters read twice, and their gradients
         return Problem(Inputs((x,)), replaced, {"nflows": plain}, plain, {"fwd": work}, slack=100)
 
-    return Case("spline_flow", f"nflows-{features}", build, modes=("fwd",), grad=False, compiles=False)
+    quick = features == 6
+    return Case("spline_flow", f"nflows-{features}", build, modes=("fwd",), grad=False, compiles=False, quick=quick)
 
 
 CASES = (case(6), case(63))
