@@ -181,7 +181,7 @@ def case(
     peer: Callable[[], Function] | None = None,
     **of_case: Any,
 ) -> Case:
-    """Raw parameters from a normal of deviation 1/2, x from their bins. parameters: their dtype, where it is not x's."""
+    """Raw parameters from a normal of deviation 1/2, x from their bins. parameters: their dtype, if not that of x."""
     dtype = of_case.get("dtype", torch.float32)
 
     def build(device: torch.device) -> Problem:
