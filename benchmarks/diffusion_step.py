@@ -288,9 +288,41 @@ def case(name: str, shape: tuple[int, ...], dtype: torch.dtype, **of_case: Any) 
     return Case("diffusion_step", title, build, dtype, modes=("fwd",), grad=False, draws=sampler.draws, **of_case)
 
 
-CASES = tuple(
-    case(name, shape, dtype, quick=shape[2] == 32 and dtype == torch.float32)
-    for name in SAMPLERS
-    for shape in ((16, 3, 32, 32), (4, 4, 128, 128), (16, 3, 256, 256))
-    for dtype in (torch.float32, torch.bfloat16)
+def q_sample(shape: tuple[int, ...]) -> Case:
+    """Images of bytes, scaled to [-1, 1] and made noisy, each at a time of its own."""
+
+    def build(device: torch.device) -> Problem:
+        generator = torch.Generator(device).manual_seed(1)
+        x = torch.randint(256, shape, generator=generator, device=device, dtype=torch.uint8)
+        t = torch.randint(1000, shape[:1], generator=generator, device=device)
+        abar = torch.tensor(alphas_cumprod(), dtype=torch.float64, device=device)
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        at, table = Columns.of(0), torch.zeros(len(abar), width(0, 0, 1), dtype=torch.float64, device=device)
+        table[:, at.rows], table[:, at.rows + 3] = alpha, sigma
+        weights = alpha.float(), sigma.float()
+
+        def ours(x: Tensor, t: Tensor) -> Tensors:
+            return tuple(ops.diffusion_step(x, [], table, t, draws=True))
+
+        def eager(x: Tensor, t: Tensor) -> Tensors:
+            a, s = (weight[t].view(-1, *[1] * (x.dim() - 1)) for weight in weights)
+            x0 = x.float() / 127.5 - 1
+            return (a * x0 + s * torch.randn_like(x0),)
+
+        work = {"fwd": Work(x.nbytes + 4 * x.numel())}
+        return Problem(Inputs((x, t)), ours, {"eager": eager}, ours, work, rounds=True, slack=2)
+
+    title = f"q-sample-{'x'.join(map(str, shape))}"
+    return Case("diffusion_step", title, build, modes=("fwd",), grad=False, draws=True, quick=shape[2] == 32)
+
+
+SIZES = ((16, 3, 32, 32), (4, 4, 128, 128), (16, 3, 256, 256))
+CASES = (
+    *(
+        case(name, shape, dtype, quick=shape[2] == 32 and dtype == torch.float32)
+        for name in SAMPLERS
+        for shape in SIZES
+        for dtype in (torch.float32, torch.bfloat16)
+    ),
+    *map(q_sample, SIZES),
 )
