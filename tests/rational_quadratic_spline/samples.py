@@ -79,7 +79,8 @@ def sample(
     """bounds: a number, or (left, right), of a spline without tails between others along y."""
     tails, more = ENDS[1] if style == "knots" and ends[0] is None else ends  # layouts that repeat knots leave no inside
     left, right = bounds if isinstance(bounds, tuple) else (-bounds, bounds)
-    limits = (left, right, left, right) if tails else (left, right, 0.5, 4.5)
+    # 0 is within, as are halves of what is
+    limits = (left, right, left, right) if tails else (left, right, -1.5, 2.5)
     w, h, d = parameters(name, shape, bins, style, bins + more, limits)
     lower, upper = limits[2:] if inverse else limits[:2]
     x = random(f"{name} x", *shape)
