@@ -149,7 +149,7 @@ def _options(
     return str(options)
 
 
-_options_cached = lru_cache(maxsize=1024)(_options)
+_options_cached = lru_cache(maxsize=1024, typed=True)(_options)  # 1 is not True
 
 
 # --- checks: decided from shapes, dtypes and devices; values only of an index on the CPU ------------------------------

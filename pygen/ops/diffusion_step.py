@@ -289,7 +289,7 @@ def _options(rows: int, copies: int, draws: bool, dtypes: tuple[torch.dtype, ...
     return str(StepOptions(rows, copies, draws, listed))
 
 
-_options_cached = lru_cache(maxsize=1024)(_options)
+_options_cached = lru_cache(maxsize=1024, typed=True)(_options)  # 1 is not True
 
 
 def diffusion_step(

@@ -128,7 +128,7 @@ def _options(
     )
 
 
-_options_cached = lru_cache(maxsize=1024)(_options)
+_options_cached = lru_cache(maxsize=1024, typed=True)(_options)  # 1 is not True
 
 
 def _integer(name: str, value: Any) -> int:

@@ -117,7 +117,7 @@ def _options(
     return str(SplineOptions(inverse, style, tails or "none", left, right, bottom, top, **least, **above))
 
 
-_options_cached = lru_cache(maxsize=1024)(_options)
+_options_cached = lru_cache(maxsize=1024, typed=True)(_options)  # 1 is not True
 
 
 def _check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import cycle, product
+from math import prod
 from typing import Any
 
 import torch
@@ -183,6 +184,7 @@ def errors() -> Iterator[ErrorInput]:
 def draw() -> st.SearchStrategy[Sample]:
     rows = st.sampled_from(pairwise(**{k: v for k, v in FACTORS.items() if k not in ("rank", "bins")}))
     lengths = st.lists(st.sampled_from((0, 1, 2, 3, 5, 8, 13, 16, 17, 33)), min_size=1, max_size=4)
+    lengths = lengths.filter(lambda shape: prod(shape) <= 3000)  # of up to 191 parameters each
 
     def build(row: dict[str, Any], bins: int, shape: list[int]) -> Sample:
         style, inverse = row["form"]
