@@ -142,9 +142,9 @@ def _check(
         outputs = each * widths[0] if i + 1 == len(weights) else widths[i + 1]
         if weight.shape != (outputs, widths[i]):
             raise ValueError(f"{OP}: expected weights[{i}] of shape {[outputs, widths[i]]}, got {list(weight.shape)}")
-        if bias.shape not in ((outputs,), (len(y), outputs)):
+        if bias.shape not in ((outputs,), (y.shape[0], outputs)):
             raise ValueError(
-                f"{OP}: expected biases[{i}] of shape [{outputs}] or {[len(y), outputs]}, got {list(bias.shape)}"
+                f"{OP}: expected biases[{i}] of shape [{outputs}] or {[y.shape[0], outputs]}, got {list(bias.shape)}"
             )
         for name, t in (("weights", weight), ("biases", bias)):
             if t.dtype != weights[0].dtype:
@@ -236,7 +236,7 @@ def _fake(
     own: str,
 ) -> tuple[Tensor, Tensor]:
     _check(y, weights, biases, degrees, options, own)
-    return torch.empty_like(y, memory_format=torch.contiguous_format), y.new_empty(len(y), dtype=_wide(y))
+    return torch.empty_like(y, memory_format=torch.contiguous_format), y.new_empty(y.shape[0], dtype=_wide(y))
 
 
 def _default_backward(

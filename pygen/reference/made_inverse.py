@@ -162,7 +162,7 @@ def made_inverse(
     of_x, *of_layers = (d.to(y.device) for d in degrees)
     f, _ = NONLINEARITIES[nonlinearity]
     x, each = torch.zeros_like(y), torch.zeros_like(y)
-    layers = [y.new_zeros(len(y), len(d)) for d in of_layers]
+    layers = [y.new_zeros(y.shape[0], len(d)) for d in of_layers]
     for degree in order:
         read = layers[-1] if residual else f(layers[-1])
         params = F.linear(torch.where(of_layers[-1] < degree, read, 0), weights[-1]) + biases[-1]
