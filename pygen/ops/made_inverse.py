@@ -142,7 +142,7 @@ def _check(
         outputs = each * widths[0] if i + 1 == len(weights) else widths[i + 1]
         if weight.shape != (outputs, widths[i]):
             raise ValueError(f"{OP}: expected weights[{i}] of shape {[outputs, widths[i]]}, got {list(weight.shape)}")
-        if bias.shape not in ((outputs,), (y.shape[0], outputs)):
+        if bias.shape != ((outputs,) if bias.dim() == 1 else (y.shape[0], outputs)):
             raise ValueError(
                 f"{OP}: expected biases[{i}] of shape [{outputs}] or {[y.shape[0], outputs]}, got {list(bias.shape)}"
             )
