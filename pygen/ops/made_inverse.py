@@ -287,9 +287,9 @@ def _backward(ctx: Any, grad_x: Tensor, grad_logabsdet: Tensor) -> tuple[Any, ..
     net = ([w.to(wide) for w in weights], [b.to(wide) for b in biases], degrees)
     x, grad_y_wide = x.to(wide), grad_y.to(wide)
     with without_autocast(y):
-        params = reference.made(x, *net, **options.net)
+        params, pullback = reference.made_and_pullback(x, *net, **options.net)
         grad_params = _params_backward(-grad_y_wide, -grad_logabsdet, x, params, options, ctx.own)
-        _, of_weights, of_biases = reference.made_backward(grad_params, x, *net, **options.net)
+        _, of_weights, of_biases = pullback(grad_params)
 
     def wanted(grads: list[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
         return [grad.to(storage) if need else None for grad, need in zip(grads, needs, strict=True)]

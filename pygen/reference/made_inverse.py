@@ -33,18 +33,18 @@ NONLINEARITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], T
 # --- the net ----------------------------------------------------------------------------------------------------------
 
 
-def masks(degrees: Sequence[Tensor]) -> list[Tensor]:
-    """What each layer may read, [outputs, inputs] of bool: a unit what has its degree at most; the last one, where a
-    row is a feature, what has a lower degree."""
+def masks(degrees: Sequence[Tensor], outputs: int) -> list[Tensor]:
+    """What each layer may read, [outputs, inputs] of bool: a unit what has its degree at most; a row of the last one,
+    of the parameters of a feature, what has a lower degree."""
     hidden = [below <= above[:, None] for below, above in pairwise(degrees)]
-    return [*hidden, degrees[-1] < degrees[0][:, None]]
+    of_rows = degrees[0].repeat_interleave(outputs // len(degrees[0]))
+    return [*hidden, degrees[-1] < of_rows[:, None]]
 
 
 def masked(weights: Sequence[Tensor], degrees: Sequence[Tensor]) -> list[Tensor]:
     """The weights, zero where nothing may be read."""
-    *hidden, last = masks(degrees)
-    last = last.repeat_interleave(weights[-1].shape[0] // len(last), 0)
-    return [torch.where(mask.to(w.device), w, 0) for mask, w in zip((*hidden, last), weights, strict=True)]
+    where = masks(degrees, weights[-1].shape[0])
+    return [torch.where(mask.to(w.device), w, 0) for mask, w in zip(where, weights, strict=True)]
 
 
 def hidden_layers(
@@ -74,8 +74,10 @@ def made(
     return F.linear(h if residual else NONLINEARITIES[nonlinearity][0](h), weights[-1]) + biases[-1]
 
 
-def made_backward(
-    grad: Tensor,
+Pullback = Callable[[Tensor], tuple[Tensor, list[Tensor], list[Tensor]]]
+
+
+def made_and_pullback(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -83,21 +85,26 @@ def made_backward(
     *,
     nonlinearity: str = "relu",
     residual: bool = True,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of x, the weights and the biases, of that of the outputs."""
-    weights = masked(weights, degrees)
+) -> tuple[Tensor, Pullback]:
+    """The net's outputs, and what makes of their gradient those of x, the weights and the biases."""
+    where = [mask.to(x.device) for mask in masks(degrees, weights[-1].shape[0])]
+    weights = [torch.where(mask, w, 0) for mask, w in zip(where, weights, strict=True)]
     f, slope = NONLINEARITIES[nonlinearity]
     layers = hidden_layers(x, weights, biases, nonlinearity, residual)
     read = [x, *(f(h) for h in layers[:-1]), layers[-1] if residual else f(layers[-1])]
-    outputs = [grad] * len(weights)  # gradients of what each layer puts out
-    for i in reversed(range(len(layers))):
-        grad = outputs[i + 1] @ weights[i + 1]
-        if not residual or i + 1 < len(layers):
-            grad = grad * slope(layers[i])
-        outputs[i] = grad + outputs[i + 2] if residual and i % 2 == 0 and i + 2 < len(layers) else grad
-    grad_weights = masked([g.mT @ h for g, h in zip(outputs, read, strict=True)], degrees)
-    grad_biases = [g if b.dim() == 2 else g.sum(0) for g, b in zip(outputs, biases, strict=True)]
-    return outputs[0] @ weights[0], grad_weights, grad_biases
+
+    def pullback(grad: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        outputs = [grad] * len(weights)  # gradients of what each layer puts out
+        for i in reversed(range(len(layers))):
+            grad = outputs[i + 1] @ weights[i + 1]
+            if not residual or i + 1 < len(layers):
+                grad = grad * slope(layers[i])
+            outputs[i] = grad + outputs[i + 2] if residual and i % 2 == 0 and i + 2 < len(layers) else grad
+        of_weights = [torch.where(mask, g.mT @ h, 0) for mask, g, h in zip(where, outputs, read, strict=True)]
+        of_biases = [g if b.dim() == 2 else g.sum(0) for g, b in zip(outputs, biases, strict=True)]
+        return outputs[0] @ weights[0], of_weights, of_biases
+
+    return F.linear(read[-1], weights[-1]) + biases[-1], pullback
 
 
 # --- transforms of features by parameters ----------------------------------------------------------------------------
@@ -198,12 +205,12 @@ def made_inverse_backward(
     weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
     grad_slopes = grad_logabsdet[:, None].expand_as(y)
     net: dict[str, Any] = {"nonlinearity": nonlinearity, "residual": residual}
-    params = made(x, weights, biases, degrees, **net)
+    params, pullback = made_and_pullback(x, weights, biases, degrees, **net)
     grad_y = torch.zeros_like(y)
     for degree in reversed(degrees[0].unique().unbind()):
         own = (degrees[0] == degree).to(y.device)
         of_y, of_params = apply_transform_backward(grad_x, grad_slopes, y, params, transform, options, True)
         grad_y = torch.where(own, of_y, grad_y)
         of_params = torch.where(own.repeat_interleave(params.shape[1] // len(own)), of_params, 0)
-        grad_x = grad_x + made_backward(of_params, x, weights, biases, degrees, **net)[0]
+        grad_x = grad_x + pullback(of_params)[0]
     return grad_y.to(storage)
