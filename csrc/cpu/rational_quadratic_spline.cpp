@@ -152,15 +152,26 @@ struct Laid {
   }
 };
 
-SplineArgs describe(const Parameters& p, const Laid& laid, const Options& o) {
+// A number as a tensor of this type holds it.
+double stored(double number, at::ScalarType type) {
+  if (type == at::kBFloat16) return c10::BFloat16(float(number));
+  if (type == at::kHalf) return c10::Half(float(number));
+  return number;
+}
+
+SplineArgs describe(const Tensor& x, const Parameters& p, const Laid& laid, const Options& o) {
   SplineArgs a{};
   a.style = SplineStyle(o.style);
   const int64_t slopes = p.kinds[2].size(-1);
   a.ends = slopes == p.bins - 1 ? SplineEnds::kFixed : slopes == p.bins ? SplineEnds::kShared : SplineEnds::kGiven;
   a.inverse = o.inverse, a.bounded = o.tails == kNone;
   a.bins = p.bins, a.run = laid.run;
-  const bool least = a.style == SplineStyle::kNflows;
-  a.x_axis = {o.left, o.right, least ? o.min_width : 0}, a.y_axis = {o.bottom, o.top, least ? o.min_height : 0};
+  const auto axis = [&](double first, double last, double least) -> SplineAxis {
+    const double lowest = std::min(first, stored(first, x.scalar_type()));
+    const double highest = std::max(last, stored(last, x.scalar_type()));
+    return {first, last, a.style == SplineStyle::kNflows ? least : 0, lowest, highest};
+  };
+  a.x_axis = axis(o.left, o.right, o.min_width), a.y_axis = axis(o.bottom, o.top, o.min_height);
   a.min_derivative = o.min_derivative, a.beta = o.beta, a.boundary_slope = o.boundary_slope;
   a.clip = -std::log(o.slope);
   for (int i = 0; i < kSplineKinds; ++i) a.parameters[i] = laid.places(i);
@@ -184,7 +195,7 @@ tuple<Tensor, Tensor> spline(const Tensor& x, const Tensor& widths, const Option
   if (!x.numel()) return {y, logabsdet};
   const Tensor in = x.contiguous(format);
   const Laid laid(p, format, x.numel());
-  SplineArgs a = describe(p, laid, o);
+  SplineArgs a = describe(x, p, laid, o);
   a.x = in.const_data_ptr();
   a.y = y.mutable_data_ptr(), a.logabsdet = logabsdet.mutable_data_ptr();
   const auto kernel = kernels<SplineKernels>().forward[int(*paired_types(x.scalar_type(), widths.scalar_type()))];
@@ -229,7 +240,7 @@ tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(const Tensor& grad_y, cons
   }
   const Tensor in = x.contiguous(format);
   const Laid laid(p, format, x.numel());
-  SplineArgs a = describe(p, laid, o);
+  SplineArgs a = describe(x, p, laid, o);
   const Tensor g_y = upstream(grad_y, format, a.grad_y_step);
   const Tensor g_l = upstream(grad_logabsdet, format, a.grad_logabsdet_step);
   a.x = in.const_data_ptr(), a.grad_y = g_y.const_data_ptr(), a.grad_logabsdet = g_l.const_data_ptr();
