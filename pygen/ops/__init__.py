@@ -8,6 +8,7 @@ from .frechet import polar, trace_sqrt_product
 from .gates import concat_elu, gated_activation
 from .heads import bernoulli_nll, categorical_nll
 from .logistic_mixture import logistic_mixture_nll, logistic_mixture_sample
+from .made_inverse import made_inverse
 from .masked_conv import causal_conv1d, causal_taps, channel_links, masked_conv2d, weight_from_dense, weight_to_dense
 from .moments import accumulate_moments
 from .random import dequantize
@@ -31,6 +32,7 @@ __all__ = [
     "gated_activation",
     "logistic_mixture_nll",
     "logistic_mixture_sample",
+    "made_inverse",
     "masked_conv2d",
     "polar",
     "quantile_abs",
