@@ -82,7 +82,7 @@ def _count(above):
 
 @triton.jit
 def _of_shares(shares, below, j, k, axis):
-    """Corner and size of bin k along an axis (first, last, least, rest), and the share of the bins below it."""
+    """Corner and size of bin k along an axis (see `_arguments`), and the share of the bins below it."""
     share, under = _pick(shares, j, k), _pick(below, j, k - 1)
     return axis[0] + (k.to(shares.dtype) * axis[2] + under * axis[3]), axis[2] + share * axis[3], share, under
 
@@ -105,7 +105,7 @@ def _slope(raw, min_derivative, beta, clip, STYLE: tl.constexpr, MOST: tl.conste
         derivative = pm.div(tl.where(u < 0.0, e, one), 1.0 + e)
     elif STYLE == "zuko":
         clipped, shrink = _clip(raw, clip)
-        slope = pm.exp(clipped)
+        slope = _bounded(pm.exp(clipped), MOST)
         derivative = slope * shrink
     else:
         slope, derivative = raw, one
@@ -129,7 +129,7 @@ def _end(kind, at, place, index, inside, count, numbers, STYLE: tl.constexpr, MO
     here = (index >= 0) & (index < count)
     raw = tl.load(kind + at + index.to(tl.int64) * place[2], inside & here, 0.0).to(numbers[0].dtype)
     slope, derivative = _slope(raw, numbers[0], numbers[1], numbers[3], STYLE, MOST)
-    return tl.where(here, slope, numbers[2]), derivative
+    return tl.where(here, slope, _bounded(numbers[2], MOST)), derivative
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def _locate(
     count = bins + 1 if STYLE == "knots" else bins
     w = _row(widths, _at(e, run, w_place), w_place, inside, j, count, ACC)
     h = _row(heights, _at(e, run, h_place), h_place, inside, j, count, ACC)
-    first, last = (y_axis[0], y_axis[1]) if INVERSE else (x_axis[0], x_axis[1])
+    first, last = (y_axis[4], y_axis[5]) if INVERSE else (x_axis[4], x_axis[5])
     if STYLE == "knots":
         own = h if INVERSE else w
         first, last = tl.sum(tl.where(j == 0, own, 0.0), 1), tl.sum(tl.where(j == bins, own, 0.0), 1)
@@ -211,7 +211,7 @@ def _forward(
     BOUNDED: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = logabsdet.dtype.element_ty
-    x_axis, y_axis, numbers = _in_type(x_axis, 4, ACC), _in_type(y_axis, 4, ACC), _in_type(numbers, 4, ACC)
+    x_axis, y_axis, numbers = _in_type(x_axis, 6, ACC), _in_type(y_axis, 6, ACC), _in_type(numbers, 4, ACC)
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < numel
     v = tl.load(v_in + e, inside, 0.0).to(ACC)
@@ -226,7 +226,7 @@ def _forward(
         steep = pm.div(denominator, s * root)
         axis = x_axis
     else:
-        out = y + pm.div(height * (s * xi * xi + d0 * q), denominator)
+        out = y + height * pm.div(s * xi * xi + d0 * q, denominator)
         mean = pm.div(s, denominator)
         steep = mean * numerator * mean
         axis = y_axis
@@ -266,7 +266,7 @@ def _backward(
 ):  # fmt: skip
     """Gradients that are not wanted are None."""
     ACC: tl.constexpr = grad_logabsdet.dtype.element_ty
-    x_axis, y_axis, numbers = _in_type(x_axis, 4, ACC), _in_type(y_axis, 4, ACC), _in_type(numbers, 4, ACC)
+    x_axis, y_axis, numbers = _in_type(x_axis, 6, ACC), _in_type(y_axis, 6, ACC), _in_type(numbers, 4, ACC)
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < numel
     v = tl.load(v_in + e, inside, 0.0).to(ACC)
@@ -279,17 +279,19 @@ def _backward(
     index0, slope0, index1, slope1 = ends
     across = rest - xi
     log_xi = pm.div(2.0 * (d1 * xi + s * across - d0 * rest), n) - pm.div(2.0 * (d0 + d1 - 2.0 * s) * across, beta)
-    mean = pm.div(s, beta)
+    eta_by_xi = pm.div(s, beta) * n  # times beta: eta differentiated
     upstream = tl.load(grad_y + e * grad_y_step, inside, 0.0).to(ACC)
-    g_y = upstream
     g_l = tl.load(grad_logabsdet + e * grad_logabsdet_step, inside, 0.0)
     if INVERSE:
-        g_y = pm.div(pm.div(g_l * log_xi, width) - upstream, mean * n * mean)
-        g_l = -g_l
-    by_height = pm.div(g_y * height, beta)
+        g_l, g_xi = -g_l, -upstream * width
+        by_height = pm.div(g_xi - g_l * log_xi, eta_by_xi)  # g_y height / beta
+        g_y = pm.div(by_height * beta, height)
+    else:
+        g_y, by_height = upstream, pm.div(upstream * height, beta)
+        g_xi = by_height * eta_by_xi + g_l * log_xi
     q2 = pm.div(2.0 * q, beta)
-    eta, other = pm.div(s * xi * xi + d0 * q, beta), pm.div(s * rest * rest + d1 * q, beta)
-    g_xi = by_height * mean * n + g_l * log_xi
+    lower = s * xi * xi + d0 * q
+    eta, other = pm.div(lower, beta), pm.div(s * rest * rest + d1 * q, beta)
     g_d0 = by_height * q * other + g_l * (pm.div(rest * rest, n) - q2)
     g_d1 = g_l * (pm.div(xi * xi, n) - q2) - by_height * q * eta
     whole = d0 * g_d0 + d1 * g_d1
@@ -301,7 +303,7 @@ def _backward(
 
     corner_x, corner_y = tl.where(within, -by_x, 0.0), tl.where(within, g_y, 0.0)
     size_x = tl.where(within, pm.div(whole - g_l - xi * g_xi, width), 0.0)
-    size_y = tl.where(within, g_y * eta + pm.div(g_l - whole, height), 0.0)
+    size_y = tl.where(within, pm.div(by_height * lower + g_l - whole, height), 0.0)
     j = tl.arange(0, WIDE)[None, :]
     w, w_slope, w_share, w_under, h, h_slope, h_share, h_under = shares
     there = inside[:, None] & (j < (bins + 1 if STYLE == "knots" else bins))
@@ -381,8 +383,11 @@ def _arguments(x, kinds, options, tile):
     acc = torch.promote_types(x.dtype, torch.float32)
 
     def axis(first, last, least):
+        """Ends; size of a bin of no share, what the shares are of; what is within: ends as x's dtype has them, too."""
         least = least if options.style == "nflows" else 0.0
-        return first, last, (last - first) * least, (last - first) * (1 - bins * least)
+        lowest, highest = torch.tensor((first, last), dtype=x.dtype).tolist()
+        sizes = (last - first) * least, (last - first) * (1 - bins * least)
+        return first, last, *sizes, min(first, lowest), max(last, highest)
 
     return {
         "v_in": x.contiguous(memory_format=fmt), "widths": w, "heights": h, "slopes": d, "numel": x.numel(),

@@ -47,7 +47,7 @@ struct Call {
     a.batch = y.size(0), a.hidden = plan.hidden, a.steps = plan.steps, a.parameters = plan.parameters;
     a.units = units.data(), a.layers = layers.data();
     a.residual = o.residual, a.nonlinearity = o.nonlinearity;
-    describe_transform(a, o, own);
+    describe_transform(a, o, own, y_.scalar_type());
     a.packed = packed.mutable_data_ptr();
     a.y = y.const_data_ptr();
     share();

@@ -32,11 +32,11 @@ struct MadeOptions {
 inline at::ScalarType wide(const at::Tensor& y) { return y.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 // The transform's options; the inverse is what is asked for.
-inline void describe_transform(MadeArgs& a, const MadeOptions& o, std::string_view own) {
+inline void describe_transform(MadeArgs& a, const MadeOptions& o, std::string_view own, at::ScalarType storage) {
   a.is_spline = o.is_spline;
   if (o.is_spline) {
     const SplineParts parts(a.parameters, false);
-    parse_options<SplineOptions>(own).describe(a.spline, parts.bins, parts.slopes);
+    parse_options<SplineOptions>(own).describe(a.spline, parts.bins, parts.slopes, storage);
   } else {
     const auto& options = parse_options<CouplingOptions>(own);
     options.describe(a.affine);

@@ -116,9 +116,9 @@ struct Laid {
   }
 };
 
-SplineArgs describe(const Parameters& p, const Laid& laid, const Options& o) {
+SplineArgs describe(const Tensor& x, const Parameters& p, const Laid& laid, const Options& o) {
   SplineArgs a{};
-  o.describe(a, p.bins, p.kinds[2].size(-1));
+  o.describe(a, p.bins, p.kinds[2].size(-1), x.scalar_type());
   a.run = laid.run;
   for (int i = 0; i < kSplineKinds; ++i) a.parameters[i] = laid.places(i);
   return a;
@@ -141,7 +141,7 @@ tuple<Tensor, Tensor> spline(const Tensor& x, const Tensor& widths, const Option
   if (!x.numel()) return {y, logabsdet};
   const Tensor in = x.contiguous(format);
   const Laid laid(p, format, x.numel());
-  SplineArgs a = describe(p, laid, o);
+  SplineArgs a = describe(x, p, laid, o);
   a.x = in.const_data_ptr();
   a.y = y.mutable_data_ptr(), a.logabsdet = logabsdet.mutable_data_ptr();
   const auto kernel = kernels<SplineKernels>().forward[int(*paired_types(x.scalar_type(), widths.scalar_type()))];
@@ -186,7 +186,7 @@ tuple<Tensor, Tensor, Tensor, Tensor> spline_backward(const Tensor& grad_y, cons
   }
   const Tensor in = x.contiguous(format);
   const Laid laid(p, format, x.numel());
-  SplineArgs a = describe(p, laid, o);
+  SplineArgs a = describe(x, p, laid, o);
   const Tensor g_y = upstream(grad_y, format, a.grad_y_step);
   const Tensor g_l = upstream(grad_logabsdet, format, a.grad_logabsdet_step);
   a.x = in.const_data_ptr(), a.grad_y = g_y.const_data_ptr(), a.grad_logabsdet = g_l.const_data_ptr();

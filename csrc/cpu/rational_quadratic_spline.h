@@ -25,10 +25,12 @@ constexpr int64_t kVectors = 4;  // that are worked on side by side
 
 template <class T>
 struct SplineAxisNumbers {
-  T first, last, least, rest;  // least: size of a bin of no share; rest: what the shares are of
-  T empty[kMaxBins];           // position of a knot below which there is no share
+  T first, last, lowest, highest;  // as in SplineAxis
+  T least, rest;                   // size of a bin of no share; what the shares are of
+  T empty[kMaxBins];               // position of a knot below which there is no share
 
-  SplineAxisNumbers(const SplineAxis& a, int64_t bins) : first(T(a.first)), last(T(a.last)) {
+  SplineAxisNumbers(const SplineAxis& a, int64_t bins)
+      : first(T(a.first)), last(T(a.last)), lowest(T(a.lowest)), highest(T(a.highest)) {
     const double whole = a.last - a.first;
     least = T(whole * a.least);
     rest = T(whole * (1 - double(bins) * a.least));
@@ -114,9 +116,10 @@ PYGEN_INLINE Vec<T> slope_of(const SplineArgs& a, const Vec<T>& raw, Vec<T>* der
   }
   if (a.style == SplineStyle::kZuko) {
     V shrink = zero;
-    const V slope = exp_normal(at::vec::clamp_max(clip(raw, T(a.clip), &shrink), V(80)));
+    const V most(std::log(kMostSlope<T>)), clipped = clip(raw, T(a.clip), &shrink);
+    const V slope = bounded(exp_normal(at::vec::clamp(clipped, most.neg(), most)));
     if (derivative) *derivative = slope * shrink;
-    return bounded(slope);
+    return slope;
   }
   const V u = raw * V(T(a.beta)), e = exp_normal(u.abs().neg()), z = one + e;
   // log(1 + e) with what rounding 1 + e lost, which is so little that 1 / z may be a line
@@ -163,7 +166,7 @@ PYGEN_INLINE Vec<T> exponentials(T* u, int64_t bins) {
 template <class T>
 struct SplineBin {
   Vec<T> k, x, width, y, height;
-  Vec<T> first, last;      // of the knots along the axis of what was given
+  Vec<T> first, last;      // what is within, along the axis of what was given
   Vec<T> d[2];             // slopes at the bin's ends; raw until end_slopes
   Vec<T> d_derivative[2];  // of them by the raw ones, backward
 };
@@ -211,7 +214,7 @@ PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, const S
     }
     total = total + part, other_total = other_total + other_part;
   }
-  bin.first = V(axis.first), bin.last = V(axis.last);
+  bin.first = V(axis.lowest), bin.last = V(axis.highest);
   (kInverse ? bin.y : bin.x) = at;
   (kInverse ? bin.x : bin.y) = fmadd(across.below, across.unit, fmadd(bin.k, V(beside.least), V(beside.first)));
   bin.width = fmadd(x.own, x.unit, V(numbers.x.least)), bin.height = fmadd(y.own, y.unit, V(numbers.y.least));
@@ -249,7 +252,7 @@ template <bool kBackward, class T>
 PYGEN_INLINE void end_slopes(const SplineNumbers<T>& numbers, SplineBin<T>* bins, int64_t count) {
   using V = Vec<T>;
   const SplineArgs& a = numbers.args;
-  const V fixed(T(a.boundary_slope));
+  const V fixed = bounded(V(T(a.boundary_slope)));
   for (int64_t i = 0; i < count; ++i) {
     SplineBin<T>& bin = bins[i];
     for (int end = 0; end < 2; ++end) {
@@ -344,7 +347,7 @@ PYGEN_INLINE void evaluate(const SplineNumbers<T>& numbers, const SplineBin<T>& 
     steep = p.denominator / (p.s * p.root);
   } else {
     const V inverse = one / p.denominator, mean = p.s * inverse;
-    y = fmadd(bin.height * fmadd(p.s * p.xi, p.xi, p.d0 * p.q), inverse, bin.y);
+    y = fmadd(fmadd(p.s * p.xi, p.xi, p.d0 * p.q) * inverse, bin.height, bin.y);
     steep = mean * numerator(p) * mean;
   }
   if constexpr (!kKnots) {
@@ -420,16 +423,19 @@ PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin
   const V tilt = fmadd(p.d1, p.xi, fmadd(p.s, across, (p.d0 * p.rest).neg()));
   const V bend = fmadd(V(-2), p.s, p.d0 + p.d1) * across;
   const V log_xi = two * fmadd(tilt, by_n, (bend * by_beta).neg());
-  const V mean = p.s * by_beta;
+  const V eta_by_xi = p.s * by_beta * n;  // times beta: eta differentiated
 
   const V upstream = V::loadu(grad_y);
-  V g_y = upstream, g_l = V::loadu(grad_logabsdet);
+  V g_y = upstream, g_l = V::loadu(grad_logabsdet), g_xi, by_height;  // by_height: g_y height / beta
   if constexpr (kInverse) {
-    g_y = fmadd(g_l * log_xi, p.inverse_width, upstream.neg()) / (mean * n * mean);
-    g_l = g_l.neg();
+    g_l = g_l.neg(), g_xi = (upstream * bin.width).neg();
+    by_height = fmadd(g_l.neg(), log_xi, g_xi) / eta_by_xi;
+    g_y = by_height * p.denominator / bin.height;
+  } else {
+    by_height = g_y * bin.height * by_beta;
+    g_xi = fmadd(by_height, eta_by_xi, g_l * log_xi);
   }
-  const V by_height = g_y * bin.height * by_beta, q2 = two * p.q * by_beta;
-  const V g_xi = fmadd(by_height * mean, n, g_l * log_xi);
+  const V q2 = two * p.q * by_beta;
   const V g_d0 = fmadd(by_height * p.q, upper * by_beta, g_l * fmadd(p.rest * p.rest, by_n, q2.neg()));
   const V g_d1 = fmadd((by_height * p.q).neg(), lower * by_beta, g_l * fmadd(p.xi * p.xi, by_n, q2.neg()));
   const V whole = fmadd(p.d0, g_d0, p.d1 * g_d1);
@@ -437,7 +443,7 @@ PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin
   const auto masked = [&](const V& t) __attribute__((always_inline)) { return inside(bin, v, t, zero); };
   const V corner_x = masked((g_xi * p.inverse_width).neg()), corner_y = masked(g_y);
   const V size_x = masked((whole - g_l - p.xi * g_xi) * p.inverse_width);
-  const V size_y = masked(fmadd(g_y, lower * by_beta, (g_l - whole) / bin.height));
+  const V size_y = masked(fmadd(by_height, lower, g_l - whole) / bin.height);
 
   const V nan(std::numeric_limits<T>::quiet_NaN());
   inside(bin, v, grad_x, select(equal(v, v), a.bounded ? nan : upstream, grad_x)).store(value);
@@ -566,8 +572,8 @@ inline bool admitted(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, 
   bool fine = true;
   for (int64_t i = 0; i < Vec<T>::size(); ++i) {
     const bool own = a.style == SplineStyle::kKnots;
-    fine &= !(value[i] < (own ? knots[i] : axis.first)) &&
-            !(value[i] > (own ? knots[a.bins * Vec<T>::size() + i] : axis.last));
+    fine &= !(value[i] < (own ? knots[i] : axis.lowest)) &&
+            !(value[i] > (own ? knots[a.bins * Vec<T>::size() + i] : axis.highest));
   }
   return fine;
 }

@@ -30,6 +30,7 @@ struct SplinePlaces {
 // One axis of a spline whose bins are shares of the whole.
 struct SplineAxis {
   double first, last, least;  // least: the share that every bin has at least
+  double lowest, highest;     // what is admitted: the ends, and what the storage type makes of them
 };
 
 struct SplineArgs {

@@ -1,5 +1,8 @@
 // SplineOptions of pygen/ops/rational_quadratic_spline.py.
 #pragma once
+#include <c10/core/ScalarType.h>
+
+#include <algorithm>
 #include <cmath>
 #include <string_view>
 
@@ -46,15 +49,25 @@ struct SplineOptions {
     return bins >= kMinBins && bins <= kMaxBins && counted && fit;
   }
 
-  // what kernels take of them
-  void describe(SplineArgs& a, int64_t bins, int64_t slopes) const {
+  // what kernels take of them; storage: of x
+  void describe(SplineArgs& a, int64_t bins, int64_t slopes, c10::ScalarType storage) const {
     a.style = style, a.bins = bins;
     a.ends = slopes == bins - 1 ? SplineEnds::kFixed : slopes == bins ? SplineEnds::kShared : SplineEnds::kGiven;
     a.inverse = inverse, a.bounded = bounded();
-    const bool least = style == SplineStyle::kNflows;
-    a.x_axis = {left, right, least ? min_width : 0}, a.y_axis = {bottom, top, least ? min_height : 0};
+    a.x_axis = axis(left, right, min_width, storage), a.y_axis = axis(bottom, top, min_height, storage);
     a.min_derivative = min_derivative, a.beta = beta, a.boundary_slope = boundary_slope;
     a.clip = -std::log(slope);
+  }
+
+ private:
+  SplineAxis axis(double first, double last, double least, c10::ScalarType storage) const {
+    const auto stored = [&](double number) -> double {
+      if (storage == c10::kBFloat16) return c10::BFloat16(float(number));
+      if (storage == c10::kHalf) return c10::Half(float(number));
+      return number;
+    };
+    const double lowest = std::min(first, stored(first)), highest = std::max(last, stored(last));
+    return {first, last, style == SplineStyle::kNflows ? least : 0, lowest, highest};
   }
 };
 

@@ -204,7 +204,7 @@ PYGEN_INLINE Vec<T> scale2_normal(const Vec<T>& x, const Vec<T>& n) {
 #endif
 }
 
-// e^u for u up to 80; of u below kLeastExponent e^kLeastExponent
+// e^u for u up to 80, or 700 of float64; of u below kLeastExponent e^kLeastExponent
 template <class T>
 PYGEN_INLINE Vec<T> exp_normal(const Vec<T>& u) {
   const Expm1<T> e = expm1_rest(at::vec::clamp_min(u, Vec<T>(kLeastExponent<T>)));

@@ -15,13 +15,14 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
 from .. import ops
-from ..ops.rational_quadratic_spline import BINS
+from ..ops.rational_quadratic_spline import BINS, parameter_dtypes
 
 __all__ = ["Patch", "patch", "rational_quadratic_spline", "unconstrained_rational_quadratic_spline"]
 
@@ -73,8 +74,8 @@ def rational_quadratic_spline(
     """Splines from [left, right] to [bottom, top], without tails: outputs and logabsdet of inputs' shape.
 
     As `unconstrained_rational_quadratic_spline`, of [..., K + 1] derivatives. On the CPU it raises InputOutsideDomain
-    for inputs that are not within their interval (nflows' own if nflows is installed, else `pygen.ops`'); on a GPU,
-    where that would be a wait for it, they are NaN.
+    for inputs that are not within their interval (where nflows is imported, its own too, as well as `pygen.ops`'); on a
+    GPU, where that would be a wait for it, they are NaN.
     """
     try:
         return ops.rational_quadratic_spline(
@@ -83,12 +84,19 @@ def rational_quadratic_spline(
             min_width=min_bin_width, min_height=min_bin_height, min_derivative=min_derivative,
         )  # fmt: skip
     except ops.InputOutsideDomain as error:
-        raise _outside_domain()(str(error)) from None
+        raise _outside_domain(str(error)) from None
 
 
-def _outside_domain() -> type[Exception]:
+def _outside_domain(message: str) -> Exception:
+    """What callers of nflows catch, and others too, who may know ValueError alone."""
     base = sys.modules.get("nflows.transforms.base")
-    return ops.InputOutsideDomain if base is None else base.InputOutsideDomain
+    return (ops.InputOutsideDomain if base is None else _both(base.InputOutsideDomain))(message)
+
+
+@functools.cache
+def _both(theirs: type[Exception]) -> type[Exception]:
+    pickled = {"__reduce__": lambda self: (_outside_domain, self.args)}  # no module has the class
+    return type("InputOutsideDomain", (theirs, ops.InputOutsideDomain), pickled)
 
 
 _SPLINES = (unconstrained_rational_quadratic_spline, rational_quadratic_spline)
@@ -98,54 +106,77 @@ _NUMBERS = (
 )  # fmt: skip
 
 
+_lock = threading.RLock()
+_in_force: list[Patch] = []  # together they replace the splines once, and whichever is undone last puts them back
+_replaced: list[tuple[Spline, Spline]] = []  # the libraries' own, and what is in their places
+
+
+def _has(given: dict[str, Any]) -> bool:
+    """Whether pygen's splines have what is called for."""
+    widths = given["unnormalized_widths"]
+    return (
+        BINS[0] <= widths.shape[-1] <= BINS[1]
+        and widths.dtype in parameter_dtypes(given["inputs"].dtype)
+        and isinstance(given.get("tails", ""), str)
+        and all(isinstance(given.get(name, 0.0), (int, float)) for name in _NUMBERS)
+    )
+
+
 def _replacement(original: Spline, spline: Spline) -> Spline:
-    """A spline in the place of `original`, which is called for what pygen's does not have: other numbers of bins, a
-    tensor of bounds, tails of their own for each dimension."""
+    """A spline in the place of `original`, which is called for what pygen's does not have."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def replaced(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         given = signature.bind(*args, **kwargs).arguments
-        bins = given["unnormalized_widths"].shape[-1]
-        numbers = all(isinstance(given.get(name, 0.0), (int, float)) for name in _NUMBERS)
-        if numbers and BINS[0] <= bins <= BINS[1] and isinstance(given.get("tails", ""), str):
-            return spline(**given)
-        return original(*args, **kwargs)
+        # what was imported under another name while a patch lasted stays where it is
+        return spline(**given) if _in_force and _has(given) else original(*args, **kwargs)
 
     return replaced
 
 
 class Patch:
-    """Splines that were replaced; `undo`, or the end of a `with` statement, puts them back."""
+    """Splines that were replaced; `undo`, or the end of a `with` statement, puts them back, if no other patch lasts."""
 
     def __init__(self) -> None:
-        self._replaced: list[tuple[Spline, Spline]] = []
-        homes = [home for name in _HOMES if (home := _installed(name)) is not None]
-        if not homes:
-            raise ImportError("expected nflows or normflows to be installed")
-        for home in homes:
-            for spline in _SPLINES:
-                original = getattr(home, spline.__name__)
-                self._replaced.append((original, _replacement(original, spline)))
-                _swap(*self._replaced[-1])
+        self.__enter__()
 
     def undo(self) -> None:
-        while self._replaced:
-            original, spline = self._replaced.pop()
-            _swap(spline, original)
+        with _lock:
+            if self in _in_force:
+                _in_force.remove(self)
+                if not _in_force:
+                    _swap((spline, original) for original, spline in _replaced)
 
     def __enter__(self) -> Patch:
+        with _lock:
+            if not _in_force:
+                _replaced[:] = _replacements()
+                _swap(_replaced)
+            if self not in _in_force:
+                _in_force.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.undo()
 
 
-def _swap(old: Spline, new: Spline) -> None:
-    """Wherever a module has it under its name."""
+def _replacements() -> list[tuple[Spline, Spline]]:
+    homes = [home for name in _HOMES if (home := _installed(name)) is not None]
+    if not homes:
+        raise ImportError("expected nflows or normflows to be installed")
+    originals = [(getattr(home, spline.__name__), spline) for home in homes for spline in _SPLINES]
+    return [(original, _replacement(original, spline)) for original, spline in originals]
+
+
+def _swap(pairs: Iterable[tuple[Spline, Spline]]) -> None:
+    """The second of each in the place of the first, wherever a module has that under its name."""
+    new = {id(old): new for old, new in pairs}
     for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(old.__name__) is old:
-            setattr(module, old.__name__, new)
+        for name in (spline.__name__ for spline in _SPLINES):
+            found = getattr(module, "__dict__", {}).get(name)
+            if id(found) in new:
+                setattr(module, name, new[id(found)])
 
 
 def _installed(name: str) -> Any:
@@ -156,11 +187,11 @@ def _installed(name: str) -> Any:
 
 
 def patch() -> Patch:
-    """Replaces the splines of installed nflows and normflows by this module's, wherever they were imported: from now
-    on, or, as `with patch():`, while that lasts.
+    """Replaces the splines of installed nflows and normflows by this module's, wherever a module has them under their
+    names: in all threads, from now on, or, as `with patch():`, while that lasts.
 
-    What pygen's splines do not have (1 bin, more than 64, a tensor of bounds, tails by dimension) the libraries' own
-    compute as before. Modules that are imported later find the replacement, too.
+    What pygen's splines do not have (1 bin, more than 64, a tensor of bounds, tails by dimension, float64 beside other
+    dtypes) the libraries' own compute as before. Modules that are imported later find the replacement, too.
 
     Raises ImportError with neither library.
     """

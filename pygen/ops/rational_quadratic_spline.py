@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +21,7 @@ OP, BACKWARD = "rational_quadratic_spline", "rational_quadratic_spline_backward"
 STYLES = ("nflows", "zuko", "knots")
 TAILS = ("linear", "circular", None)
 BINS = (2, 64)
+MOST = 1e30  # of an option, in size: float32 has what follows from it
 
 
 class InputOutsideDomain(ValueError):
@@ -73,9 +73,14 @@ class SplineOptions(Options):
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{OP}: expected {name} of numbers, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{OP}: expected {name} to be finite, got {value}")
+    if not -MOST < value < MOST:  # torch.compile cannot trace math.isfinite
+        raise ValueError(f"{OP}: expected {name} to be finite, and below {MOST:g} in size, got {value}")
     return float(value)
+
+
+def parameter_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """That parameters may have beside an x of this one."""
+    return (dtype, torch.bfloat16, torch.float16) if dtype == torch.float32 else (dtype,)
 
 
 def _options(
@@ -97,9 +102,14 @@ def _options(
         raise ValueError(f"{OP}: expected style to be one of {STYLES}, got {style!r}")
     if tails not in TAILS:
         raise ValueError(f"{OP}: expected tails to be one of {TAILS}, got {tails!r}")
-    limits = [_number("bounds", value) for value in Shape(bounds=bounds).limits]
+    for value in bounds if isinstance(bounds, tuple) else (bounds,):
+        _number("bounds", value)
+    limits = [float(value) for value in Shape(bounds=bounds).limits]
     if len(limits) != 4 or limits[0] >= limits[1] or limits[2] >= limits[3]:
-        raise ValueError(f"{OP}: expected bounds as a positive number or (left, right, bottom, top), got {bounds}")
+        raise ValueError(
+            f"{OP}: expected bounds as a positive number or (left, right, bottom, top), left < right and bottom < top, "
+            f"got {bounds}"
+        )
     if tails is not None and style != "knots" and limits[:2] != limits[2:]:
         raise ValueError(
             f"{OP}: expected bottom and top to be left and right, beyond which tails are the identity, got {bounds}"
@@ -125,7 +135,7 @@ def _check(
 ) -> None:
     if x.dtype not in FLOATS:
         raise TypeError(f"{OP}: expected x of dtype {names(FLOATS)}, got {x.dtype}")
-    admitted = (x.dtype, torch.bfloat16, torch.float16) if x.dtype == torch.float32 else (x.dtype,)
+    admitted = parameter_dtypes(x.dtype)
     if widths.dtype not in admitted:
         raise TypeError(f"{OP}: expected widths of {names(admitted)} for x of {x.dtype}, got {widths.dtype}")
     if (heights is None) != (derivatives is None):
@@ -139,8 +149,9 @@ def _check(
         if t.device != x.device:
             raise ValueError(f"{OP}: expected {name} on {x.device} as x, got {t.device}")
         if t.dim() != x.dim() + 1 or t.shape[:-1] != x.shape:
+            expected = ", ".join([*map(str, x.shape), "n"])
             raise ValueError(
-                f"{OP}: expected {name} of shape {(*x.shape, '...')} for x {tuple(x.shape)}, got {tuple(t.shape)}"
+                f"{OP}: expected {name} of shape ({expected}) for x {tuple(x.shape)}, got {tuple(t.shape)}"
             )
     w, h, d = split(widths, heights, derivatives, options.style)
     bins = w.shape[-1] - (options.style == "knots")
@@ -151,7 +162,7 @@ def _check(
         expected = " or ".join(map(str, slopes))
         raise ValueError(
             f"{OP}: expected {w.shape[-1]} heights and {expected} derivatives for {bins} bins and tails "
-            f"{options.tails!r}, got {h.shape[-1]} and {d.shape[-1]}"
+            f"{None if options.bounded else repr(options.tails)}, got {h.shape[-1]} and {d.shape[-1]}"
         )
     for name, least in (("min_width", options.min_width), ("min_height", options.min_height)):
         if options.style == "nflows" and least * bins > 1:
@@ -300,7 +311,7 @@ def rational_quadratic_spline(
     inverse: bool = False,
     style: str = "nflows",
     tails: str | None = "linear",
-    bounds: Bounds = 1.0,
+    bounds: Bounds | list[float] = 1.0,
     min_width: float = 1e-3,
     min_height: float = 1e-3,
     min_derivative: float = 1e-3,
@@ -339,8 +350,8 @@ def rational_quadratic_spline(
         "linear": K - 1, of inner knots, boundary_slope at both ends; or K + 1, of all knots.
         "circular": K, the last knot has the first one's. To wrap x around is the caller's business.
         None: K + 1.
-    bounds: B, for left = bottom = -B and right = top = B; or (left, right, bottom, top). Those of "knots" are its first
-        and last knots.
+    bounds: B, for left = bottom = -B and right = top = B; or (left, right, bottom, top). What they are in x's dtype is
+        within, too. Those of "knots" are its first and last knots.
     min_width, min_height, min_derivative, beta: of "nflows". slope: of "zuko".
     check: raises InputOutsideDomain on a GPU too, which waits for it.
 
@@ -372,7 +383,7 @@ def rational_quadratic_spline(
     tensor([[0.5000, 4.0000]])
     """
     compiling = torch.compiler.is_compiling()
-    limits = bounds if isinstance(bounds, (int, float)) else tuple(bounds)
+    limits = tuple(bounds) if isinstance(bounds, list) else bounds
     options = (_options if compiling else _options_cached)(
         inverse, style, tails, limits, min_width, min_height, min_derivative, beta, boundary_slope, slope
     )

@@ -151,7 +151,8 @@ def _slopes(raw: Tensor, bins: int, shape: Shape) -> Tensor:
         slopes = raw
     slopes = _bounded(slopes)
     if raw.shape[-1] == bins - 1:
-        return F.pad(slopes, (1, 1), value=shape.boundary_slope)
+        most = MOST_SLOPE[raw.dtype]
+        return F.pad(slopes, (1, 1), value=min(max(shape.boundary_slope, 1 / most), most))
     return torch.cat([slopes, slopes[..., :1]], -1) if raw.shape[-1] == bins else slopes
 
 
@@ -172,15 +173,21 @@ def _position(eta: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, T
     return upper / (upper + lower), lower / (upper + lower), root
 
 
-def _locate(v: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, shape: Shape) -> tuple[Bin, Tensor]:
-    """The bin of each element v (of x, or of y), and the root of `_position` (1 for x)."""
+def _locate(
+    given: Tensor, v: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, shape: Shape
+) -> tuple[Bin, Tensor]:
+    """The bin of each element v (of x, or of y), and the root of `_position` (1 for x). given: v as it is stored."""
     left, right, bottom, top = shape.limits
     x, width = _axis(widths, shape.least(shape.min_width), left, right, shape)
     y, height = _axis(heights, shape.least(shape.min_height), bottom, top, shape)
     slopes = _slopes(derivatives, width.shape[-1], shape)
     knots = y if shape.inverse else x
     first, last = knots[..., 0], knots[..., -1]
-    inside = (v >= first) & (v <= last)
+    if shape.style == "knots":
+        inside = (v >= first) & (v <= last)
+    else:  # numbers, which torch compares in the dtype of `given`: what 16 bits make of a bound is not beyond it
+        lowest, highest = (bottom, top) if shape.inverse else (left, right)
+        inside = (given >= lowest) & (given <= highest)
     v = torch.where(inside | v.isnan(), v, first)  # what no result depends on must not spoil gradients
     k = (v[..., None] >= knots[..., 1:-1]).sum(-1, keepdim=True)
 
@@ -207,14 +214,14 @@ def rational_quadratic_spline(
     shape = Shape(**options)
     v = x.to(torch.promote_types(x.dtype, torch.float32))  # float16 and bfloat16 are storage types
     w, h, d = (t.to(v.dtype) for t in split(widths, heights, derivatives, shape.style))
-    bin, root = _locate(v, w, h, d, shape)
+    bin, root = _locate(x, v, w, h, d, shape)
     s, denominator = bin.s, bin.denominator
     left, right, bottom, top = shape.limits
     if shape.inverse:
         y = bin.x + bin.width * bin.xi
         logabsdet = torch.log(denominator / (s * root))
     else:
-        y = bin.y + bin.height * (s * bin.xi * bin.xi + bin.d0 * bin.q) / denominator
+        y = bin.y + bin.height * ((s * bin.xi * bin.xi + bin.d0 * bin.q) / denominator)
         mean = s / denominator
         logabsdet = torch.log(mean * bin.numerator * mean)  # in this order no product of extremes is 0
     if shape.style != "knots":
@@ -241,33 +248,38 @@ def rational_quadratic_spline_backward(
         eta_d0 = q (1 - eta) / beta         L_d0 = (1 - xi)^2 / N - 2 q / beta
         eta_d1 = -q eta / beta              L_d1 = xi^2 / N - 2 q / beta
         grad of x = G_xi / width            grad of width = (E - l - xi G_xi) / width
-        grad of the corner's x = -that      grad of height = g eta + (l - E) / height
+        grad of the corner's x = -that      grad of height = (g height eta + l - E) / height
         grad of the corner's y = g          E = d0 G_d0 + d1 G_d1
 
-    s has no line of its own: eta is homogeneous of degree 0 in (s, d0, d1), and e^L of degree 1. The inverse has the
-    gradient g' = (g - l L_xi / width) / (dy / dx), and its parameters have those above at (-g', -l).
+    s has no line of its own: eta is homogeneous of degree 0 in (s, d0, d1), and e^L of degree 1. The
+    inverse's parameters have those above at -l, and at the g whose corner's x gets g', the upstream gradient of the
+    inverse's value: G_xi = -width g'. G_xi's own formula then gives g height, which is finite where 1 / (dy / dx) is
+    not. The gradient of the inverse's argument is -g.
     """
     shape = Shape(**options)
     v = x.to(torch.promote_types(x.dtype, torch.float32))
     w, h, d = (t.to(v.dtype) for t in split(widths, heights, derivatives, shape.style))
-    bin, _ = _locate(v, w, h, d, shape)
+    bin, _ = _locate(x, v, w, h, d, shape)
     xi, rest, q, s, d0, d1 = bin.xi, bin.rest, bin.q, bin.s, bin.d0, bin.d1
     beta, n = bin.denominator, bin.numerator
     eta, other = (s * xi * xi + d0 * q) / beta, (s * rest * rest + d1 * q) / beta
     l_xi = 2 * (d1 * xi + s * (rest - xi) - d0 * rest) / n - 2 * (d0 + d1 - 2 * s) * (rest - xi) / beta
 
-    upstream = grad_y.to(v.dtype)
-    g_y, g_l = upstream, grad_logabsdet.to(v.dtype)
+    upstream, g_l = grad_y.to(v.dtype), grad_logabsdet.to(v.dtype)
+    eta_xi = s * n / beta.square()
     if shape.inverse:
-        g_y, g_l = (g_l * l_xi / bin.width - g_y) / (s / beta * n * (s / beta)), -g_l
-    by_height = g_y * bin.height
-    g_xi = by_height * s * n / beta.square() + g_l * l_xi
+        g_l, g_xi = -g_l, -upstream * bin.width
+        by_height = (g_xi - g_l * l_xi) / eta_xi
+        g_y = by_height / bin.height
+    else:
+        g_y, by_height = upstream, upstream * bin.height
+        g_xi = by_height * eta_xi + g_l * l_xi
     g_d0 = by_height * q * other / beta + g_l * (rest * rest / n - 2 * q / beta)
     g_d1 = g_l * (xi * xi / n - 2 * q / beta) - by_height * q * eta / beta
     whole = d0 * g_d0 + d1 * g_d1
     corner, grad_x = -g_xi / bin.width, -g_y if shape.inverse else g_xi / bin.width
     width = (whole - g_l - xi * g_xi) / bin.width
-    height = g_y * eta + (g_l - whole) / bin.height
+    height = (by_height * eta + g_l - whole) / bin.height
 
     corner, width, g_y, height, g_d0, g_d1 = (
         torch.where(bin.inside, t, torch.zeros_like(t))[..., None] for t in (corner, width, g_y, height, g_d0, g_d1)
@@ -313,7 +325,7 @@ def _slopes_backward(raw: Tensor, k: Tensor, by_d0: Tensor, by_d1: Tensor, bins:
     if shape.style == "nflows":
         slopes = torch.sigmoid(shape.beta * raw)
     elif shape.style == "zuko":
-        slopes = torch.exp(_clip(raw, shape.clip)) * _clip_slope(raw, shape.clip)
+        slopes = _bounded(torch.exp(_clip(raw, shape.clip))) * _clip_slope(raw, shape.clip)
     else:
         return grad
     return torch.where(grad == 0, torch.zeros_like(grad), grad * slopes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import runpy
 import sys
 import types
@@ -75,8 +76,12 @@ def test_without_tails(home: str, inverse: bool) -> None:
 def test_errors_are_theirs() -> None:
     base = pytest.importorskip("nflows.transforms.base")
     x, given = torch.tensor([[1.5, 0.5, 0.2]]), [t.float()[:1] for t in parameters(4, 1)]
-    with pytest.raises(base.InputOutsideDomain, match=r"within \[0, 1\]"):
-        ours.rational_quadratic_spline(x, *given)
+    for error in (base.InputOutsideDomain, ops.InputOutsideDomain, ValueError):  # whatever a caller knows
+        with pytest.raises(error, match=r"within \[0, 1\]") as caught:
+            ours.rational_quadratic_spline(x, *given)
+    again = pickle.loads(pickle.dumps(caught.value))  # as processes pass it on
+    assert type(again) is type(caught.value)
+    assert str(again) == str(caught.value)
     with pytest.raises(ValueError, match="min_width"):
         ours.rational_quadratic_spline(x / 2, *given, min_bin_width=0.3)
     with pytest.raises(RuntimeError, match="mirrored tails are not implemented"):
@@ -166,6 +171,45 @@ def test_patch_is_undone() -> None:
         del sys.modules["caller"]
 
 
+def test_patches_that_overlap() -> None:
+    """Whichever is undone first: of threads, say."""
+    splines = pytest.importorskip("nflows.transforms.splines")
+    before = [getattr(splines, name) for name in NAMES]
+    first, second = ours.patch(), ours.patch()
+    first.undo()
+    assert all(getattr(splines, name) is not old for name, old in zip(NAMES, before, strict=True))
+    second.undo()
+    assert [getattr(splines, name) for name in NAMES] == before
+    with second:
+        assert splines.rational_quadratic_spline is not before[1]
+    assert [getattr(splines, name) for name in NAMES] == before
+
+
+def test_what_was_imported_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under another name, where nobody finds it to put the library's own back."""
+    splines = pytest.importorskip("nflows.transforms.splines")
+    calls, tensors = counted(monkeypatch), [torch.randn(50, 3, dtype=torch.float64), *parameters(8, -1)]
+    with ours.patch():
+        kept = splines.unconstrained_rational_quadratic_spline
+        kept(*tensors)
+        assert len(calls) == 1
+    kept(*tensors)
+    assert len(calls) == 1
+
+
+def test_compiled_whole() -> None:
+    """As nflows' own splines are not; layers with bounds of their own, too."""
+    pytest.importorskip("nflows")
+    torch._dynamo.reset()
+    x = torch.randn(20, 4)
+    with ours.patch():
+        for bound in (2.0, 3.0, 4.0):
+            layer: Any = coupling()
+            layer.tail_bound = bound
+            y = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0]
+            torch.testing.assert_close(y, layer(x)[0])
+
+
 def test_what_is_not_covered_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     splines = pytest.importorskip("normflows.utils.splines")
     calls = counted(monkeypatch)
@@ -174,6 +218,8 @@ def test_what_is_not_covered_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = splines.unconstrained_rational_quadratic_spline(x, *given, tail_bound=bound)
     with ours.patch():
         found = splines.unconstrained_rational_quadratic_spline(x, *given, tail_bound=bound)
+        assert not calls
+        splines.unconstrained_rational_quadratic_spline(x, *(t.float() for t in given))
         assert not calls
         circular = splines.unconstrained_rational_quadratic_spline(x, *parameters(8, 0), tails="circular")
         assert len(calls) == 1

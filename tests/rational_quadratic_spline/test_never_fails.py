@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pygen import ops, reference
+from pygen import backends, ops, reference
 from pygen.ops import InputOutsideDomain, rational_quadratic_spline
 from tests.harness import backend
 
@@ -131,6 +131,78 @@ def test_gradients_of_large_logits(device, inverse):
         assert finite(
             *call(x, parameters(2000, scale=100.0, device=device), style=style, inverse=inverse, bounds=3.0)[2]
         )
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [30.0, 1e4, 1e30])
+def test_gradients_where_bins_vanish(device, scale, dtype, inverse):
+    """Leasts of 0: bins of e^-60 of the whole, whose inverse has slopes that float32 does not have."""
+    if backends.forced == "reference":
+        pytest.skip("what PyTorch makes of the reference's formula differentiates roots")
+    x = 6 * torch.rand(2000, device=device, dtype=dtype) - 3
+    p = parameters(2000, scale=scale, device=device, dtype=dtype)
+    none = dict.fromkeys(("min_width", "min_height", "min_derivative"), 0.0)
+    for options in (none, {"style": "zuko", "slope": 1e-30}, {"style": "zuko", "slope": 1e-200}):
+        y, logabsdet, grads = call(x, p, inverse=inverse, bounds=3.0, **options)
+        assert finite(y, logabsdet, *grads)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_slopes_of_any_size(device, inverse):
+    """Beyond 1e12 and 1e-12 in float32 they count as that, at the boundary too."""
+    x, p = 6 * torch.rand(500, device=device) - 3, parameters(500, device=device)
+    for options in ({"boundary_slope": 1e20}, {"boundary_slope": 1e-20}, {"min_derivative": 1e20}):
+        y, logabsdet, grads = call(x, p, inverse=inverse, bounds=3.0, **options)
+        assert finite(y, logabsdet, *grads)
+        assert (y.abs() <= 3).all()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_slopes_of_zuko_in_float64(device, inverse):
+    """Down to 1e-100, which are no float32."""
+    x = 6 * torch.rand(500, device=device, dtype=torch.float64) - 3
+    p = parameters(500, scale=100.0, device=device, dtype=torch.float64)
+    options: dict[str, Any] = {"style": "zuko", "slope": 1e-90, "inverse": inverse, "bounds": 3.0}
+    found, expected = (f(x, *p, **options) for f in (rational_quadratic_spline, reference.rational_quadratic_spline))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.3, 0.7, 1.3, 2.9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_bounds_that_16_bits_round(device, dtype, bound):
+    """As x they may be beyond themselves: then too they are within, and what comes out goes in again."""
+    ends = torch.tensor([-bound, bound], device=device, dtype=dtype)
+    x = torch.cat([ends.repeat(500), (bound * torch.linspace(-1, 1, 1000, device=device)).to(dtype)])
+    p = parameters(2000, more=1, device=device, dtype=dtype)
+    for inverse in (False, True):
+        options: dict[str, Any] = {"tails": None, "bounds": bound, "inverse": inverse}
+        y, logabsdet, grads = call(x, p, **options)
+        assert finite(y, logabsdet)
+        assert not any(g.isnan().any() for g in grads)  # of 16 bits some are infinite
+        assert ((y >= ends[0]) & (y <= ends[1])).all()
+        assert finite(*rational_quadratic_spline(y, *p, **options | {"inverse": not inverse}))
+
+
+def test_layers_of_other_bounds_compile_whole(device):
+    """piper1-gpl #148: graph breaks. Here none, of the second layer's numbers neither, which are variables then."""
+    if backends.forced == "reference":
+        pytest.skip("what is forced parses options, which the compiler cannot trace")
+
+    class Layer(torch.nn.Module):
+        def __init__(self, bound: float) -> None:
+            super().__init__()
+            self.bound = bound
+
+        def forward(self, x: Tensor, parameters: Tensor) -> Tensor:
+            return rational_quadratic_spline(x, parameters, bounds=self.bound, min_width=1e-4 * self.bound)[0]
+
+    torch._dynamo.reset()
+    x, p = torch.randn(20, device=device), torch.randn(20, 23, device=device)
+    for bound in (3.0, 2.0, 1.5):
+        layer = Layer(bound)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, p), layer(x, p))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
