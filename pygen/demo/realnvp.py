@@ -16,6 +16,7 @@ from ..data import Split, digits, load, toy
 from ..data.digits import CLASSES, LEVELS
 from ..models import RealNVP, RealNVPFlat
 from ..nn import dequantize
+from ..sampling import log_density
 from ..training import Options
 from .fit import fit
 
@@ -115,11 +116,10 @@ def draw_digits(model: RealNVP, test: Split, out: Path, seed: int, columns: int 
 
 @torch.no_grad()
 def draw_density(flat: RealNVPFlat, out: Path, seed: int, side: int = 400, extent: float = 2.8) -> None:
-    axis = torch.linspace(-extent, extent, side)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
+    box = (-extent, extent, -extent, extent)
     figures.densities(
         out / "realnvp_density.png", data=toy(FLAT, 8000, generator=seed),
-        log_density=flat.log_prob(grid).reshape(side, side), samples=flat.sample(8000, generator=seed), extent=extent,
+        log_density=log_density(flat, box, side), samples=flat.sample(8000, generator=seed), box=box,
         title=f"RealNVP: a two-dimensional density ({FLAT})",
         note="An invertible map bends and stretches one Gaussian but cannot tear it: a thin bridge remains.",
     )  # fmt: skip
