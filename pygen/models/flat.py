@@ -147,8 +147,8 @@ def coupling_layer(
     features: int, condition_features: int, part: str | Sequence[bool], spline: Spline, **net: Any
 ) -> SplineCoupling:
     """A layer of a residual net that starts as the identity; the halves of an odd number differ by one."""
-    halves = {"first": features - features // 2, "second": features // 2}
-    changed = halves[part] if isinstance(part, str) else sum(part)
+    half = features // 2 if part in ("second", "odd") else features - features // 2
+    changed = half if isinstance(part, str) else sum(part)
     start = spline.identity().repeat(changed)
     mlp = ResidualMLP(
         features - changed, changed * spline.parameters, condition_features=condition_features, start=start, **net

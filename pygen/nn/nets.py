@@ -125,6 +125,7 @@ class ResidualMLP(nn.Module):
         check_integer("blocks", blocks, 0)
         check_integer("condition_features", condition_features, 0)
         check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
+        self.nonlinearity = nonlinearity
         self.first = nn.Linear(inputs + condition_features, hidden)
         self.blocks = nn.ModuleList(
             _LinearBlock(hidden, nonlinearity, condition_features, dropout) for _ in range(blocks)

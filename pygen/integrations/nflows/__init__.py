@@ -1,4 +1,5 @@
-"""nflows' rational-quadratic splines in one pass, for callers of nflows, of normflows, and of what is built on them.
+"""nflows' splines in one pass, for callers of nflows, of normflows, and of what is built on them, its autoregressive
+inverses in one sweep, and its flows as models of pygen (`from_nflows`, `to_nflows`).
 
     from pygen.integrations.nflows import patch, unconstrained_rational_quadratic_spline
     patch()                # installed nflows and normflows, and who imported their splines, from now on
@@ -11,19 +12,29 @@ whose inverse has no assertion to fail and whose backward saves the raw paramete
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from .. import ops
-from ..ops.rational_quadratic_spline import BINS
+from ... import ops
+from ...ops.rational_quadratic_spline import BINS
+from ._flows import from_nflows, to_nflows
+from ._sweep import swept
 
-__all__ = ["Patch", "patch", "rational_quadratic_spline", "unconstrained_rational_quadratic_spline"]
+__all__ = [
+    "Patch",
+    "from_nflows",
+    "patch",
+    "rational_quadratic_spline",
+    "to_nflows",
+    "unconstrained_rational_quadratic_spline",
+]
 
 Spline = Callable[..., tuple[Tensor, Tensor]]
 
@@ -76,19 +87,22 @@ def rational_quadratic_spline(
     for inputs that are not within their interval (nflows' own if nflows is installed, else `pygen.ops`'); on a GPU,
     where that would be a wait for it, they are NaN.
     """
-    try:
+    with _their_errors():
         return ops.rational_quadratic_spline(
             inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives,
             inverse=bool(inverse), tails=None, bounds=(left, right, bottom, top),
             min_width=min_bin_width, min_height=min_bin_height, min_derivative=min_derivative,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _their_errors() -> Iterator[None]:
+    """InputOutsideDomain as nflows', if nflows is there."""
+    try:
+        yield
     except ops.InputOutsideDomain as error:
-        raise _outside_domain()(str(error)) from None
-
-
-def _outside_domain() -> type[Exception]:
-    base = sys.modules.get("nflows.transforms.base")
-    return ops.InputOutsideDomain if base is None else base.InputOutsideDomain
+        base = sys.modules.get("nflows.transforms.base")
+        raise (ops.InputOutsideDomain if base is None else base.InputOutsideDomain)(str(error)) from None
 
 
 _SPLINES = (unconstrained_rational_quadratic_spline, rational_quadratic_spline)
@@ -116,7 +130,7 @@ def _replacement(original: Spline, spline: Spline) -> Spline:
 
 
 class Patch:
-    """Splines that were replaced; `undo`, or the end of a `with` statement, puts them back."""
+    """Functions that were replaced; `undo`, or the end of a `with` statement, puts them back."""
 
     def __init__(self) -> None:
         self._replaced: list[tuple[Spline, Spline]] = []
@@ -128,11 +142,18 @@ class Patch:
                 original = getattr(home, spline.__name__)
                 self._replaced.append((original, _replacement(original, spline)))
                 _swap(*self._replaced[-1])
+        self._transforms: Any = _installed("nflows.transforms.autoregressive")
+        if self._transforms is not None:
+            self._inverse = self._transforms.AutoregressiveTransform.inverse
+            self._transforms.AutoregressiveTransform.inverse = _their_errors()(swept(self._inverse))
 
     def undo(self) -> None:
         while self._replaced:
             original, spline = self._replaced.pop()
             _swap(spline, original)
+        if self._transforms is not None:
+            self._transforms.AutoregressiveTransform.inverse = self._inverse
+            self._transforms = None
 
     def __enter__(self) -> Patch:
         return self
@@ -156,11 +177,13 @@ def _installed(name: str) -> Any:
 
 
 def patch() -> Patch:
-    """Replaces the splines of installed nflows and normflows by this module's, wherever they were imported: from now
-    on, or, as `with patch():`, while that lasts.
+    """Replaces the splines of installed nflows and normflows by this module's, wherever they were imported, and the
+    inverses of nflows' masked affine and rational-quadratic autoregressive transforms by one sweep
+    (`pygen.ops.made_inverse`): from now on, or, as `with patch():`, while that lasts.
 
-    What pygen's splines do not have (1 bin, more than 64, a tensor of bounds, tails by dimension) the libraries' own
-    compute as before. Modules that are imported later find the replacement, too.
+    What pygen does not have (splines of 1 bin, of more than 64, of a tensor of bounds, of tails by dimension; nets with
+    batch normalisation, with dropout in training, with activations that `pygen.nn.MADE` lacks) the libraries' own
+    compute as before. Modules that are imported later find the replacements, too.
 
     Raises ImportError with neither library.
     """
