@@ -5,14 +5,12 @@
 #include <torch/library.h>
 
 #include <atomic>
-#include <cmath>
 #include <string>
 #include <string_view>
 #include <tuple>
 
 #include "glue.h"
-#include "options.h"
-#include "rational_quadratic_spline_args.h"
+#include "rational_quadratic_spline_options.h"
 #include "table.h"
 
 namespace pygen {
@@ -25,36 +23,8 @@ using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kParallel = 512;  // elements that are worth a thread: some 5 microseconds
-constexpr int64_t kMinBins = 2;
 
-enum Tails : int64_t { kLinear, kCircular, kNone };
-
-// SplineOptions of pygen/ops/rational_quadratic_spline.py
-struct Options {
-  bool ok = true;
-  bool inverse = false;
-  int64_t style = 0, tails = kLinear;
-  double left = -1, right = 1, bottom = -1, top = 1, min_width = 1e-3, min_height = 1e-3, min_derivative = 1e-3;
-  double beta = 1, boundary_slope = 1, slope = 1e-3;
-
-  bool set(std::string_view name, OptionValue value) {
-    if (name == "inverse") return inverse = value, true;
-    if (name == "style") return style = value.among({"nflows", "zuko", "knots"}), true;
-    if (name == "tails") return tails = value.among({"linear", "circular", "none"}), true;
-    if (name == "left") return left = value, true;
-    if (name == "right") return right = value, true;
-    if (name == "bottom") return bottom = value, true;
-    if (name == "top") return top = value, true;
-    if (name == "min_width") return min_width = value, true;
-    if (name == "min_height") return min_height = value, true;
-    if (name == "min_derivative") return min_derivative = value, true;
-    if (name == "beta") return beta = value, true;
-    if (name == "boundary_slope") return boundary_slope = value, true;
-    if (name == "slope") return slope = value, true;
-    return false;
-  }
-  bool knots() const { return style == int64_t(SplineStyle::kKnots); }
-};
+using Options = SplineOptions;
 
 // --- parameters ------------------------------------------------------------------------------------------------------
 
@@ -67,9 +37,9 @@ struct Parameters {
     if (heights && derivatives) {
       kinds[0] = widths, kinds[1] = *heights, kinds[2] = *derivatives;
     } else if (!heights && !derivatives && widths.dim() > 0) {
-      const int64_t count = widths.size(-1), each = knots ? (count - 1) / 3 + 1 : (count + 1) / 3;
-      if (2 * each > count) return;
-      const int64_t starts[] = {0, each, 2 * each, count};
+      const SplineParts parts(widths.size(-1), knots);
+      if (!parts.bins) return;
+      const int64_t starts[] = {0, parts.each, 2 * parts.each, widths.size(-1)};
       for (int i = 0; i < kSplineKinds; ++i) kinds[i] = widths.slice(-1, starts[i], starts[i + 1]);
     } else {
       return;
@@ -80,7 +50,7 @@ struct Parameters {
 
 // The conditions of `_check` in pygen/ops/rational_quadratic_spline.py, without the messages.
 bool admits(const Tensor& x, const Parameters& p, const Options& o) {
-  if (!o.ok || !x.is_cpu() || p.bins < kMinBins || p.bins > kMaxBins) return false;
+  if (!o.ok || !x.is_cpu() || p.bins < kMinBins) return false;
   if (!paired_types(x.scalar_type(), p.kinds[0].scalar_type())) return false;
   for (const Tensor& t : p.kinds) {
     if (!t.is_cpu() || t.scalar_type() != p.kinds[0].scalar_type() || t.dim() != x.dim() + 1 ||
@@ -88,13 +58,7 @@ bool admits(const Tensor& x, const Parameters& p, const Options& o) {
       return false;
     }
   }
-  const int64_t slopes = p.kinds[2].size(-1);
-  const bool counted = o.tails == kCircular ? slopes == p.bins
-                       : o.tails == kNone   ? slopes == p.bins + 1
-                                            : slopes == p.bins - 1 || slopes == p.bins + 1;
-  if (!counted || p.kinds[1].size(-1) != p.kinds[0].size(-1)) return false;
-  const bool least = o.style == int64_t(SplineStyle::kNflows);
-  return !least || (o.min_width * double(p.bins) <= 1 && o.min_height * double(p.bins) <= 1);
+  return p.kinds[1].size(-1) == p.kinds[0].size(-1) && o.admits(p.bins, p.kinds[2].size(-1));
 }
 
 // A tensor's dimensions in the order in which elements are counted; its last one, of the parameters, stays.
@@ -154,15 +118,8 @@ struct Laid {
 
 SplineArgs describe(const Parameters& p, const Laid& laid, const Options& o) {
   SplineArgs a{};
-  a.style = SplineStyle(o.style);
-  const int64_t slopes = p.kinds[2].size(-1);
-  a.ends = slopes == p.bins - 1 ? SplineEnds::kFixed : slopes == p.bins ? SplineEnds::kShared : SplineEnds::kGiven;
-  a.inverse = o.inverse, a.bounded = o.tails == kNone;
-  a.bins = p.bins, a.run = laid.run;
-  const bool least = a.style == SplineStyle::kNflows;
-  a.x_axis = {o.left, o.right, least ? o.min_width : 0}, a.y_axis = {o.bottom, o.top, least ? o.min_height : 0};
-  a.min_derivative = o.min_derivative, a.beta = o.beta, a.boundary_slope = o.boundary_slope;
-  a.clip = -std::log(o.slope);
+  o.describe(a, p.bins, p.kinds[2].size(-1));
+  a.run = laid.run;
   for (int i = 0; i < kSplineKinds; ++i) a.parameters[i] = laid.places(i);
   return a;
 }

@@ -473,6 +473,20 @@ __attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& num
 
 // --- rows of elements ------------------------------------------------------------------------------------------------
 
+// Raw slopes of the first and the last knot where no parameter is theirs, once the others are there.
+template <class T>
+PYGEN_INLINE void spline_ends(const SplineArgs& a, const SplineBlocks<T>& b) {
+  const Vec<T> zero(0);
+  if (a.ends == SplineEnds::kFixed) put(b.slopes, 0, zero), put(b.slopes, a.bins, zero);
+  if (a.ends == SplineEnds::kShared) put(b.slopes, a.bins, lane(b.slopes, 0));
+}
+
+// The gradient of the slope that two knots share.
+template <class T>
+PYGEN_INLINE void share_ends(const SplineArgs& a, const SplineBlocks<T>& b) {
+  if (a.ends == SplineEnds::kShared) put(b.slopes, 0, lane(b.slopes, 0) + lane(b.slopes, a.bins));
+}
+
 // The parameters of up to Vec<T>::size() elements of one run, to and from blocks.
 template <class T, class P>
 class SplineRows {
@@ -482,15 +496,12 @@ class SplineRows {
 
   // n elements from number `first` of run r
   PYGEN_INLINE void load(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
-    constexpr int64_t W = Vec<T>::size();
     for (int i = 0; i < kSplineKinds; ++i) lanes_[i].load(at(i, r, first), n, own(i, b));
-    const Vec<T> zero(0);
-    if (args_.ends == SplineEnds::kFixed) zero.store(b.slopes), zero.store(b.slopes + args_.bins * W);
-    if (args_.ends == SplineEnds::kShared) lane(b.slopes, 0).store(b.slopes + args_.bins * W);
+    spline_ends(args_, b);
   }
 
   PYGEN_INLINE void store(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
-    if (args_.ends == SplineEnds::kShared) put(b.slopes, 0, lane(b.slopes, 0) + lane(b.slopes, args_.bins));
+    share_ends(args_, b);
     for (int i = 0; i < kSplineKinds; ++i) {
       if (places_[i].data) lanes_[i].store(at(i, r, first), n, own(i, b));
     }

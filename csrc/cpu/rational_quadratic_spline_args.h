@@ -9,8 +9,16 @@ namespace pygen {
 enum class SplineStyle : int { kNflows, kZuko, kKnots };  // the order of pygen/ops/rational_quadratic_spline.py
 enum class SplineEnds : int { kFixed, kShared, kGiven };  // slopes there: a number, one parameter for both, two
 
-constexpr int64_t kMaxBins = 64;
+constexpr int64_t kMinBins = 2, kMaxBins = 64;
 constexpr int kSplineKinds = 3;  // widths, heights, derivatives
+
+// How packed parameters are cut into three kinds; 0 bins where they cannot be.
+struct SplineParts {
+  int64_t each, bins, slopes;  // each: widths, and heights
+  SplineParts(int64_t count, bool knots) : each(knots ? (count - 1) / 3 + 1 : (count + 1) / 3) {
+    bins = 2 * each > count ? 0 : each - knots, slopes = count - 2 * each;
+  }
+};
 
 // Element e has parameter c of a kind at data + e / run * outer + e % run * element + c * step. One of `element` and
 // `step` is 1.

@@ -11,6 +11,7 @@ struct FrechetKernels;
 struct GatesKernels;
 struct HeadsKernels;
 struct LossKernels;
+struct MadeKernels;
 struct MixtureKernels;
 struct MomentsKernels;
 struct RandomKernels;
@@ -26,9 +27,9 @@ struct ProbeKernels {
 };
 
 using Table = std::tuple<const CouplingKernels*, const ConvKernels*, const FrechetKernels*, const GatesKernels*,
-                         const HeadsKernels*, const LossKernels*, const MixtureKernels*, const MomentsKernels*,
-                         const RandomKernels*, const SamplerKernels*, const SplineKernels*, const StatsKernels*,
-                         const StepKernels*, const ProbeKernels*>;
+                         const HeadsKernels*, const LossKernels*, const MadeKernels*, const MixtureKernels*,
+                         const MomentsKernels*, const RandomKernels*, const SamplerKernels*, const SplineKernels*,
+                         const StatsKernels*, const StepKernels*, const ProbeKernels*>;
 
 extern const Table* table;  // the tier in use; lives in _C
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _ext, backends
-from .._lib import FLOATS, define, names, once_differentiable, refuse_tangents
+from .._lib import FLOATS, define, names, once_differentiable, refuse_tangents, without_autocast
 from .._options import Options
 from ..reference import made_inverse as reference
 from ..reference.rational_quadratic_spline import Bounds
@@ -142,9 +142,9 @@ def _check(
         outputs = each * widths[0] if i + 1 == len(weights) else widths[i + 1]
         if weight.shape != (outputs, widths[i]):
             raise ValueError(f"{OP}: expected weights[{i}] of shape {[outputs, widths[i]]}, got {list(weight.shape)}")
-        if bias.shape not in ((outputs,), (len(y), outputs)):
+        if bias.shape != ((outputs,) if bias.dim() == 1 else (y.shape[0], outputs)):
             raise ValueError(
-                f"{OP}: expected biases[{i}] of shape [{outputs}] or {[len(y), outputs]}, got {list(bias.shape)}"
+                f"{OP}: expected biases[{i}] of shape [{outputs}] or {[y.shape[0], outputs]}, got {list(bias.shape)}"
             )
         for name, t in (("weights", weight), ("biases", bias)):
             if t.dtype != weights[0].dtype:
@@ -172,14 +172,18 @@ def _check_skips(widths: Sequence[int], degrees: Sequence[Tensor]) -> None:
     for i in range(3, len(widths), 2):
         if widths[i] != widths[i - 2]:
             raise ValueError(f"{OP}: expected a residual block to keep its {widths[i - 2]} units, got {widths[i]}")
-        if degrees[i].device.type == "cpu" and not torch.compiler.is_compiling():
-            lower = degrees[i] < degrees[i - 2]
-            if lower.any():
-                first = int(lower.nonzero()[0])
-                raise ValueError(
-                    f"{OP}: expected no degree to fall over a residual block, got {int(degrees[i - 2][first])} and "
-                    f"then {int(degrees[i][first])} of unit {first} of hidden layer {i - 1}"
-                )
+
+
+def _check_degrees(degrees: Sequence[Tensor], options: MadeOptions) -> None:
+    """By their values."""
+    for i in range(3, len(degrees), 2) if options.residual else ():
+        lower = degrees[i] < degrees[i - 2]
+        if lower.any():
+            first = int(lower.nonzero()[0])
+            raise ValueError(
+                f"{OP}: expected no degree to fall over a residual block, got {int(degrees[i - 2][first])} and then "
+                f"{int(degrees[i][first])} of unit {first} of hidden layer {i - 1}"
+            )
 
 
 def _check_backward(grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, *net: Any) -> None:
@@ -211,13 +215,16 @@ def _default(
     own: str,
 ) -> tuple[Tensor, Tensor]:
     _check(y, weights, biases, degrees, options, own)
+    _check_degrees(degrees, options)
     if options.transform == "spline" and y.device.type == "cpu":
         parsed = spline.SplineOptions.parse(own)
         if parsed.bounded:
             spline._refuse_outside(y, y, parsed)
-    return reference.made_inverse(
-        y, weights, biases, degrees, **options.net, transform=options.transform, **_own(options, own)
-    )
+    with without_autocast(y):
+        x, logabsdet = reference.made_inverse(
+            y, weights, biases, degrees, **options.net, transform=options.transform, **_own(options, own)
+        )
+    return x.contiguous(), logabsdet
 
 
 def _fake(
@@ -229,7 +236,7 @@ def _fake(
     own: str,
 ) -> tuple[Tensor, Tensor]:
     _check(y, weights, biases, degrees, options, own)
-    return torch.empty_like(y, memory_format=torch.contiguous_format), y.new_empty(len(y), dtype=_wide(y))
+    return torch.empty_like(y, memory_format=torch.contiguous_format), y.new_empty(y.shape[0], dtype=_wide(y))
 
 
 def _default_backward(
@@ -244,10 +251,13 @@ def _default_backward(
     own: str,
 ) -> Tensor:
     _check_backward(grad_x, grad_logabsdet, x, y, weights, biases, degrees, options, own)
-    return reference.made_inverse_backward(
-        grad_x, grad_logabsdet, x, y, weights, biases, degrees, **options.net, transform=options.transform,
-        **_own(options, own),
-    )  # fmt: skip
+    _check_degrees(degrees, options)
+    with without_autocast(y):
+        grad_y = reference.made_inverse_backward(
+            grad_x, grad_logabsdet, x, y, weights, biases, degrees, **options.net, transform=options.transform,
+            **_own(options, own),
+        )  # fmt: skip
+    return grad_y.contiguous()
 
 
 def _fake_backward(grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, *net: Any) -> Tensor:
@@ -275,9 +285,11 @@ def _backward(ctx: Any, grad_x: Tensor, grad_logabsdet: Tensor) -> tuple[Any, ..
     options = MadeOptions.parse(ctx.options)
     storage, wide = weights[0].dtype, _wide(y)
     net = ([w.to(wide) for w in weights], [b.to(wide) for b in biases], degrees)
-    params = reference.made(x.to(wide), *net, **options.net)
-    grad_params = _transform_backward(-grad_y.to(wide), -grad_logabsdet, x.to(wide), params, options, ctx.own)
-    _, of_weights, of_biases = reference.made_backward(grad_params, x.to(wide), *net, **options.net)
+    x, grad_y_wide = x.to(wide), grad_y.to(wide)
+    with without_autocast(y):
+        params = reference.made(x, *net, **options.net)
+        grad_params = _params_backward(-grad_y_wide, -grad_logabsdet, x, params, options, ctx.own)
+        _, of_weights, of_biases = reference.made_backward(grad_params, x, *net, **options.net)
 
     def wanted(grads: list[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
         return [grad.to(storage) if need else None for grad, need in zip(grads, needs, strict=True)]
@@ -286,7 +298,7 @@ def _backward(ctx: Any, grad_x: Tensor, grad_logabsdet: Tensor) -> tuple[Any, ..
     return grad_y, wanted(of_weights, need_weights), wanted(of_biases, need_biases), nothing, None, None
 
 
-def _transform_backward(
+def _params_backward(
     grad: Tensor, grad_logdet: Tensor, x: Tensor, params: Tensor, options: MadeOptions, own: str
 ) -> Tensor:
     """The gradient of params [B, D P] of the transform of x, forward."""

@@ -95,8 +95,7 @@ def made_backward(
         if not residual or i + 1 < len(layers):
             grad = grad * slope(layers[i])
         outputs[i] = grad + outputs[i + 2] if residual and i % 2 == 0 and i + 2 < len(layers) else grad
-    into = zip(outputs, read, masked([torch.ones_like(w) for w in weights], degrees), strict=True)
-    grad_weights = [mask * (g.mT @ h) for g, h, mask in into]
+    grad_weights = masked([g.mT @ h for g, h in zip(outputs, read, strict=True)], degrees)
     grad_biases = [g if b.dim() == 2 else g.sum(0) for g, b in zip(outputs, biases, strict=True)]
     return outputs[0] @ weights[0], grad_weights, grad_biases
 
@@ -111,34 +110,35 @@ def _affine(options: dict[str, Any], inverse: bool) -> dict[str, Any]:
 def apply_transform(
     x: Tensor, params: Tensor, name: str, options: dict[str, Any], inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """x [B, D] by params [B, D P], and log |det| [B]."""
-    if name == "affine":
-        return affine_coupling(x, params, **_affine(options, inverse))
-    y, each = rational_quadratic_spline(x, params.unflatten(1, (x.shape[1], -1)), inverse=inverse, **options)
-    return y, each.sum(1)
+    """x [B, D] by params [B, D P], and the logarithms of its slopes [B, D]."""
+    each = params.unflatten(1, (x.shape[1], -1))
+    if name == "spline":
+        return rational_quadratic_spline(x, each, inverse=inverse, **options)
+    rows = each.flatten(0, 1)  # a feature is a sample: one log-determinant each
+    y, slopes = affine_coupling(x.reshape(-1, 1), rows, **_affine(options, inverse))
+    return y.view_as(x), slopes.view_as(x)
 
 
 def apply_transform_backward(
-    grad: Tensor, grad_logdet: Tensor, x: Tensor, params: Tensor, name: str, options: dict[str, Any], inverse: bool
+    grad: Tensor, grad_slopes: Tensor, x: Tensor, params: Tensor, name: str, options: dict[str, Any], inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and params."""
-    if name == "affine":
-        out = apply_transform(x, params, name, options, inverse)[0]
-        keeps_out = (options.get("shift", "after") == "before") != inverse
-        saved = None if options.get("activation") == "additive" else out if keeps_out else x
-        grad_x, grad_params, _ = affine_coupling_backward(grad, grad_logdet, saved, params, **_affine(options, inverse))
-        return grad_x, grad_params
-    grad_x, grad_params, *_ = rational_quadratic_spline_backward(
-        grad,
-        grad_logdet[:, None].expand_as(x),
-        x,
-        params.unflatten(1, (x.shape[1], -1)),
-        None,
-        None,
-        inverse=inverse,
-        **options,
+    each = params.unflatten(1, (x.shape[1], -1))
+    if name == "spline":
+        grad_x, grad_params, *_ = rational_quadratic_spline_backward(
+            grad, grad_slopes, x, each, None, None, inverse=inverse, **options
+        )
+        return grad_x, grad_params.flatten(1)
+    column, rows = x.reshape(-1, 1), each.flatten(0, 1)
+    saved: Tensor | None = column
+    if options.get("activation") == "additive":
+        saved = None
+    elif (options.get("shift", "after") == "before") != inverse:  # it keeps what comes out
+        saved, _ = affine_coupling(column, rows, **_affine(options, inverse))
+    grad_x, grad_params, _ = affine_coupling_backward(
+        grad.reshape(-1, 1), grad_slopes.reshape(-1), saved, rows, **_affine(options, inverse)
     )
-    return grad_x, grad_params.flatten(1)
+    return grad_x.view_as(x), grad_params.view_as(params)
 
 
 # --- the inverse ------------------------------------------------------------------------------------------------------
@@ -155,15 +155,27 @@ def made_inverse(
     transform: str = "affine",
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """See `pygen.ops.made_inverse`: the net is run as often as there are degrees, each time for the features of one."""
+    """See `pygen.ops.made_inverse`: degree by degree, the features, then the units, each by whole layers' products."""
     dtype, storage = torch.promote_types(y.dtype, torch.float32), y.dtype
-    y, weights, biases = y.to(dtype), [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
-    x, logabsdet = torch.zeros_like(y), y.new_zeros(len(y))
-    for degree in degrees[0].unique():
-        params = made(x, weights, biases, degrees, nonlinearity=nonlinearity, residual=residual)
-        found, logabsdet = apply_transform(y, params, transform, options, True)
-        x = torch.where((degrees[0] == degree).to(x.device), found, x)
-    return x.to(storage), logabsdet
+    y, weights, biases = y.to(dtype), masked([w.to(dtype) for w in weights], degrees), [b.to(dtype) for b in biases]
+    order = torch.cat(list(degrees)).unique().unbind()  # before they are where y is
+    of_x, *of_layers = (d.to(y.device) for d in degrees)
+    f, _ = NONLINEARITIES[nonlinearity]
+    x, each = torch.zeros_like(y), torch.zeros_like(y)
+    layers = [y.new_zeros(y.shape[0], len(d)) for d in of_layers]
+    for degree in order:
+        read = layers[-1] if residual else f(layers[-1])
+        params = F.linear(torch.where(of_layers[-1] < degree, read, 0), weights[-1]) + biases[-1]
+        found, slopes = apply_transform(y, params, transform, options, True)
+        x, each = (torch.where(of_x == degree, new, old) for new, old in ((found, x), (slopes, each)))
+        read, known = x, of_x <= degree
+        for i, own in enumerate(of_layers):
+            h = F.linear(torch.where(known, read, 0), weights[i]) + biases[i]
+            if residual and i > 0 and i % 2 == 0:
+                h = h + layers[i - 2]
+            layers[i] = torch.where(own == degree, h, layers[i])
+            read, known = f(layers[i]), own <= degree
+    return x.to(storage), each.sum(1)
 
 
 def made_inverse_backward(
@@ -184,12 +196,13 @@ def made_inverse_backward(
     dtype, storage = torch.promote_types(y.dtype, torch.float32), y.dtype
     x, y, grad_x, grad_logabsdet = (t.to(dtype) for t in (x, y, grad_x, grad_logabsdet))
     weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    grad_slopes = grad_logabsdet[:, None].expand_as(y)
     net: dict[str, Any] = {"nonlinearity": nonlinearity, "residual": residual}
     params = made(x, weights, biases, degrees, **net)
     grad_y = torch.zeros_like(y)
     for degree in reversed(degrees[0].unique().unbind()):
         own = (degrees[0] == degree).to(y.device)
-        of_y, of_params = apply_transform_backward(grad_x, grad_logabsdet, y, params, transform, options, True)
+        of_y, of_params = apply_transform_backward(grad_x, grad_slopes, y, params, transform, options, True)
         grad_y = torch.where(own, of_y, grad_y)
         of_params = torch.where(own.repeat_interleave(params.shape[1] // len(own)), of_params, 0)
         grad_x = grad_x + made_backward(of_params, x, weights, biases, degrees, **net)[0]

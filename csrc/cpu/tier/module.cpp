@@ -7,9 +7,9 @@ namespace pygen {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-const Table kTable{&coupling_kernels, &conv_kernels,    &frechet_kernels, &gates_kernels,  &heads_kernels,
-                   &loss_kernels,     &mixture_kernels, &moments_kernels, &random_kernels, &sampler_kernels,
-                   &spline_kernels,   &stats_kernels,   &step_kernels,    &probe_kernels};
+const Table kTable{&coupling_kernels, &conv_kernels,   &frechet_kernels, &gates_kernels,   &heads_kernels,
+                   &loss_kernels,     &made_kernels,   &mixture_kernels, &moments_kernels, &random_kernels,
+                   &sampler_kernels,  &spline_kernels, &stats_kernels,   &step_kernels,    &probe_kernels};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tier", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 

@@ -12,6 +12,7 @@ extern const FrechetKernels frechet_kernels;
 extern const GatesKernels gates_kernels;
 extern const HeadsKernels heads_kernels;
 extern const LossKernels loss_kernels;
+extern const MadeKernels made_kernels;
 extern const MixtureKernels mixture_kernels;
 extern const MomentsKernels moments_kernels;
 extern const RandomKernels random_kernels;
