@@ -26,6 +26,7 @@ OPS = (
     "diffusion_loss",
     "rational_quadratic_spline",
     "spline_flow",
+    "made_inverse",
 )
 
 MODES = ("fwd", "bwd", "full", "call")

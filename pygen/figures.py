@@ -126,7 +126,7 @@ def _save(figure: Figure, path: Path) -> None:
     files.write(path, file.getvalue())
 
 
-# --- those of the demo -----------------------------------------------------------------------------------------------
+# --- those with a title -----------------------------------------------------------------------------------------------
 
 
 def image_grid(
@@ -229,20 +229,31 @@ def lines(
 
 
 def densities(
-    path: Path, *, data: Tensor, log_density: Tensor, samples: Tensor, extent: float, title: str, note: str
+    path: Path,
+    *,
+    data: Tensor,
+    log_density: Tensor,
+    samples: Tensor,
+    box: tuple[float, float, float, float],
+    title: str,
+    note: str,
 ) -> None:
-    """Side by side: data [N, 2], log-density on a grid [G, G] over [-extent, extent]^2, samples [M, 2] of the model."""
+    """Side by side: data [N, 2], log-density on a grid [G, G] over a box, samples [M, 2] of the model.
+
+    box: (left, right, bottom, top); the grid's rows go up.
+    """
     figure = Figure(figsize=(13.2, 5.3), facecolor=_PAPER)
     figure.text(0.02, 0.945, title, fontsize=17, color=_INK, va="center", weight="bold")
     figure.text(0.02, 0.885, note, fontsize=12, color=_FAINT, va="center")
     panels = [figure.add_axes((0.02 + 0.326 * i, 0.03, 0.308, 0.76)) for i in range(3)]
-    box = (-extent, extent, -extent, extent)
-    panels[1].imshow(log_density.exp().numpy(), cmap="magma", origin="lower", extent=box, interpolation="bilinear")
+    panels[1].imshow(
+        log_density.exp().numpy(), cmap="magma", origin="lower", extent=box, interpolation="bilinear", aspect="auto"
+    )
     for ax, points in ((panels[0], data), (panels[2], samples)):
         x, y = points.T.numpy()
         ax.scatter(x, y, s=2, color="#fb8861", alpha=0.6, linewidths=0)
     for ax, name in zip(panels, ("data", "learned density", "samples of the model"), strict=True):
         ax.set_facecolor("black")
-        ax.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
+        ax.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[])
         ax.set_title(name, fontsize=13, color=_INK)
     _save(figure, path)

@@ -1,4 +1,4 @@
-"""Many samples: by all processes of a group, chunk by chunk, and paths between two of them."""
+"""Many samples: by all processes of a group, chunk by chunk, and paths between two of them; densities of the plane."""
 
 from __future__ import annotations
 
@@ -105,3 +105,13 @@ def interpolate(model: Flow, first: Tensor, last: Tensor, y: tuple[Tensor, Tenso
         t = math.pi / 2 * i / (frames - 1)
         path.append(model.decode(math.cos(t) * z + math.sin(t) * z_last, y_first if 2 * i < frames else y_last))
     return torch.stack(path, 1)
+
+
+@torch.no_grad()
+def log_density(model: Model, box: tuple[float, float, float, float], side: int = 200) -> Tensor:
+    """log p of a model of points of the plane on a grid [side, side] over a box (left, right, bottom, top), on the CPU;
+    rows go up."""
+    where = next(model.parameters()).device
+    across, up = torch.linspace(*box[:2], side, device=where), torch.linspace(*box[2:], side, device=where)
+    grid = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1).reshape(-1, 2)
+    return torch.cat([model.log_prob(points) for points in grid.split(10_000)]).reshape(side, side).cpu()

@@ -26,7 +26,10 @@ Examples:
 @click.option("--bench/--no-bench", default=True, show_default=True, help="Finish with a quick benchmark of some ops.")
 @click.pass_context
 def demo(ctx: click.Context, names: tuple[str, ...], out: Path, seed: int, steps: int | None, bench: bool) -> None:
-    """Train on handwritten digits, draw what was learned. NAME: realnvp, frechet, pixelcnn, ddpm; default: all."""
+    """Train on handwritten digits and on points, draw what was learned.
+
+    NAME: realnvp, nsf, frechet, pixelcnn, ddpm; default: all.
+    """
     from .. import demo as sections
     from . import main
 

@@ -26,6 +26,8 @@ Examples:
   pygen train gated-pixelcnn --data digits --out run --set layers=4 --set dilations=1,2
   pygen train ddpm --data digits --out run --set prediction=v_prediction --set weighting=min_snr
   pygen train realnvp-flat --data moons --out run --schedule constant --lr 1e-3
+  pygen train nsf-flat --data table.npy --out run --set coupling=autoregressive --set bins=16
+  pygen train maf --data digits --out run --set layers=8 --set hidden=256
   torchrun --nproc-per-node 2 -m pygen train realnvp --data digits --out run"""
 )
 @click.argument("model")
@@ -62,7 +64,8 @@ def train(
     device: str | None,
     **options: float | str | None,
 ) -> None:
-    """Train MODEL and save it: realnvp, pixelcnn, gated-pixelcnn, pixelcnn++, ddpm of images, realnvp-flat of vectors.
+    """Train MODEL and save it: realnvp, nsf (a spline flow), pixelcnn, gated-pixelcnn, pixelcnn++, ddpm of images;
+    realnvp-flat of vectors; maf, iaf, nsf-flat of vectors or of images.
 
     DIR gets the model (config.json, weights-*.safetensors: for pygen sample and pygen.models.load), metrics.jsonl,
     curve.png, samples/, and training.safetensors, with which --resume goes on after any interruption.

@@ -10,7 +10,13 @@ from rich.console import Console
 
 from .._extras import need
 
-SECTIONS = ("realnvp", "frechet", "pixelcnn", "ddpm")  # modules of this package with run(out, seed, steps, console)
+SECTIONS = (
+    "realnvp",
+    "nsf",
+    "frechet",
+    "pixelcnn",
+    "ddpm",
+)  # modules of this package with run(out, seed, steps, console)
 
 
 def run(name: str, *, out: Path, seed: int = 0, steps: int | None = None, console: Console | None = None) -> None:

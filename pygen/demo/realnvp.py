@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from .. import figures, random
-from ..data import Split, digits, load, toy
+from ..data import Split, digits, load
 from ..data.digits import CLASSES, LEVELS
 from ..models import RealNVP, RealNVPFlat
 from ..nn import dequantize
 from ..training import Options
+from .density import draw_density
 from .fit import fit
 
 STEPS, FLAT_STEPS, FLAT = 500, 2000, "moons"
@@ -29,7 +30,10 @@ def run(out: Path, seed: int, steps: int | None, console: Console) -> None:
     draw_digits(model, test, out, seed)
     torch.manual_seed(seed)  # whatever the digits drew
     flat, _ = train_density(steps or FLAT_STEPS, seed, console)
-    draw_density(flat, out, seed)
+    draw_density(
+        out / "realnvp_density.png", flat, FLAT, seed, f"RealNVP: a two-dimensional density ({FLAT})",
+        "An invertible map bends and stretches one Gaussian but cannot tear it: a thin bridge remains.",
+    )  # fmt: skip
     console.print(f"Pictures: {', '.join(str(path) for path in sorted(out.glob('realnvp_*.png')))}", soft_wrap=True)
 
 
@@ -110,16 +114,4 @@ def draw_digits(model: RealNVP, test: Split, out: Path, seed: int, columns: int 
         out / "realnvp_attributes.png", changed, levels=LEVELS, rows=names, columns=["digit", *names], real=(0,),
         title="RealNVP: another label, the same latent",
         note="Framed: held-out digits, encoded with their label, decoded with every label.",
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def draw_density(flat: RealNVPFlat, out: Path, seed: int, side: int = 400, extent: float = 2.8) -> None:
-    axis = torch.linspace(-extent, extent, side)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
-    figures.densities(
-        out / "realnvp_density.png", data=toy(FLAT, 8000, generator=seed),
-        log_density=flat.log_prob(grid).reshape(side, side), samples=flat.sample(8000, generator=seed), extent=extent,
-        title=f"RealNVP: a two-dimensional density ({FLAT})",
-        note="An invertible map bends and stretches one Gaussian but cannot tear it: a thin bridge remains.",
     )  # fmt: skip

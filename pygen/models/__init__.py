@@ -10,16 +10,22 @@ from . import checkpoint
 from .autoregressive import Autoregressive
 from .bayes import classify, outlier_score
 from .ddpm import DDPM
-from .flow import Flow
+from .flat import IAF, MAF, CompositeFlow, FlatFlow
+from .flow import Flow, MultiscaleFlow
 from .model import Model
 from .pixelcnn import GatedPixelCNN, PixelCNN
 from .pixelcnnpp import PixelCNNPlusPlus
 from .realnvp import RealNVP, RealNVPFlat
+from .spline_flow import SplineFlow, SplineFlowFlat
 
 # The names of models on the command line.
 MODELS: dict[str, type[Model]] = {
     "realnvp": RealNVP,
     "realnvp-flat": RealNVPFlat,
+    "nsf": SplineFlow,
+    "nsf-flat": SplineFlowFlat,
+    "maf": MAF,
+    "iaf": IAF,
     "pixelcnn": PixelCNN,
     "gated-pixelcnn": GatedPixelCNN,
     "pixelcnn++": PixelCNNPlusPlus,
@@ -28,21 +34,29 @@ MODELS: dict[str, type[Model]] = {
 
 
 def load(folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Model:
-    """Reads a checkpoint of any model in `MODELS`: see `Model.load`."""
-    return checkpoint.load(folder, {model.__name__: model for model in MODELS.values()}, device)
+    """Reads a checkpoint of any model in `MODELS`, or of a `CompositeFlow`: see `Model.load`."""
+    classes = (*MODELS.values(), CompositeFlow)
+    return checkpoint.load(folder, {model.__name__: model for model in classes}, device)
 
 
 __all__ = [
     "DDPM",
+    "IAF",
+    "MAF",
     "MODELS",
     "Autoregressive",
+    "CompositeFlow",
+    "FlatFlow",
     "Flow",
     "GatedPixelCNN",
     "Model",
+    "MultiscaleFlow",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "RealNVP",
     "RealNVPFlat",
+    "SplineFlow",
+    "SplineFlowFlat",
     "classify",
     "load",
     "outlier_score",

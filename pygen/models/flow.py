@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .. import random
+from ..nn import Logit, Squeeze, dequantize, quantize
 from ..random import Source
 from .model import Model
 
@@ -16,9 +19,13 @@ class Flow(Model):
 
     log p(v) = log N(z; 0, I) + log |det dz / dv|,   z = f(v)
 
-    A subclass implements f as `_transform` and `_inverse`. Data is continuous and v is x, unless it overrides
-    `_prepare`, `_encodable` and `_finish`. In training mode dropout makes it another map at every call: `eval()` first.
-    A temperature scales the latent that is sampled: it is the standard deviation.
+    A subclass implements f as `_transform` and `_inverse`. Continuous data is v itself. With `levels`, v is x + noise,
+    grey values in [0, levels]: `log_prob` is the log-density of x with fresh uniform noise, in expectation over it a
+    lower bound of the log-probability of x; `encode` takes 1/2 for the noise and `decode` the level below, so that
+    decode(encode(x)) = x; `transform` and `inverse` work on grey values.
+
+    In training mode dropout makes it another map at every call: `eval()` first. A temperature scales the latent that is
+    sampled: it is the standard deviation.
     """
 
     def _transform(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -30,7 +37,10 @@ class Flow(Model):
         raise NotImplementedError
 
     def _prepare(self, x: Tensor, generator: Source) -> Tensor:
-        return self._continuous("x", x, self.shape)
+        if self.levels is None:
+            return self._continuous("x", x, self.shape)
+        self._check_shape("x", x, self.shape)
+        return dequantize(x, self.levels, dtype=self._like.dtype, generator=generator)
 
     def _continuous(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """x in the model's dtype, once its shape and its dtype are right."""
@@ -41,7 +51,7 @@ class Flow(Model):
 
     def _finish(self, v: Tensor) -> Tensor:
         """Undoes `_prepare`."""
-        return v
+        return v if self.levels is None else quantize(v, self.levels)
 
     def _log_density(self, v: Tensor, condition: Tensor | None) -> Tensor:
         z, logdet = self._transform(v, condition)
@@ -62,7 +72,10 @@ class Flow(Model):
         return self._transform(self._encodable(x), self._given(len(x), y, context))[0]
 
     def _encodable(self, x: Tensor) -> Tensor:
-        return self._prepare(x, None)
+        if self.levels is None:
+            return self._prepare(x, None)
+        self._check_shape("x", x, self.shape)
+        return dequantize(x, self.levels, 0.5, self._like.dtype)
 
     def decode(self, z: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> Tensor:
         """The sample x with latent z [B, D]: decode(encode(x)) = x."""
@@ -73,3 +86,68 @@ class Flow(Model):
         shape = (self.CHUNK, math.prod(self.shape))
         z = random.normal(shape, generator=seed, first_sample=first, dtype=like.dtype, device=like.device)
         return self.decode(temperature * z, y, context=context)
+
+
+class MultiscaleFlow(Flow):
+    """A flow of images that makes half of the channels latent after every scale but the last (Dinh et al. 2017, section
+    3.6). Levels enter through `Logit`.
+
+    A subclass fills `scales` with flow layers of images; every `Squeeze` among them halves height and width.
+    """
+
+    levels: int
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        shape: tuple[int, int, int],
+        levels: int,
+        num_classes: int | None,
+        context_features: int,
+        alpha: float,
+    ) -> None:
+        super().__init__(config, tuple(shape), num_classes, context_features)
+        self.levels = levels
+        self.logit = Logit(levels, alpha)
+        self.scales = nn.ModuleList()
+
+    def _transform(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, logdet = self.logit(v)
+        latents = []
+        for i, scale in enumerate(self.scales):
+            if i:
+                z, x = x.chunk(2, 1)
+                latents.append(z.flatten(1))
+            x, logdet = scale(x, logdet, condition)
+        return torch.cat([*latents, x.flatten(1)], 1), logdet
+
+    def _inverse(self, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        shapes = self._latent_shapes()
+        *latents, x = z.split([math.prod(s) for s in shapes], 1)
+        x, logdet = x.unflatten(1, shapes[-1]), None
+        for i in reversed(range(len(self.scales))):
+            x, logdet = self.scales[i](x, logdet, condition, inverse=True)
+            if i:
+                x = torch.cat([latents[i - 1].unflatten(1, shapes[i - 1]), x], 1)
+        v: tuple[Tensor, Tensor] = self.logit(x, logdet, inverse=True)
+        return v
+
+    def _latent_shapes(self) -> list[tuple[int, int, int]]:
+        """Shapes of what each scale makes latent, the last scale's output included."""
+        channels, height, width = self.shape
+        shapes = []
+        for i, scale in enumerate(self.scales):
+            halvings = sum(isinstance(layer, Squeeze) for layer in scale.modules())
+            channels, height, width = channels * 4**halvings, height >> halvings, width >> halvings
+            if i + 1 < len(self.scales):
+                channels //= 2
+            shapes.append((channels, height, width))
+        return shapes
+
+
+def halvings(height: int, width: int) -> int:
+    """How often both can be halved, with no less than 4 left of either."""
+    times = 0
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
+        times, height, width = times + 1, height // 2, width // 2
+    return times

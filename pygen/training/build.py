@@ -25,9 +25,11 @@ def build(name: str, data: Dataset, settings: Mapping[str, Any]) -> Model:
         raise ValueError(f"expected a model: {', '.join(most)} or {last}; got {name!r}")
     cls = MODELS[name]
     parameters = inspect.signature(cls).parameters
-    if ("levels" in parameters) != (data.levels is not None) or ("features" in parameters and len(data.shape) != 1):
-        takes = "integer levels" if "levels" in parameters else "vectors of real numbers"
-        raise ValueError(f"{name} models {takes}; the data is {data}")
+    levels = parameters.get("levels")
+    if levels is None or levels.default is not None:  # not one that takes both, with levels=None for real numbers
+        takes = "integer levels" if levels else "vectors of real numbers"
+        if bool(levels) != (data.levels is not None) or ("features" in parameters and len(data.shape) != 1):
+            raise ValueError(f"{name} models {takes}; the data is {data}")
     classes = None if data.classes is None else len(data.classes)
     given = {"shape": data.shape, "levels": data.levels, "features": data.shape[0], "num_classes": classes}
     arguments: dict[str, Any] = {key: value for key, value in given.items() if key in parameters}

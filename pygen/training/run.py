@@ -6,6 +6,7 @@ import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -173,7 +174,23 @@ class Run:
         if x is not None:
             self.folder.samples.mkdir(exist_ok=True)
             path = self.folder.samples / f"step-{self.trainer.step:07}.png"
-            figures.samples(path, x, levels=model.levels, columns=columns)
+            if len(model.shape) == 1:
+                self._draw_density(path, x)
+            else:
+                figures.samples(path, x, levels=model.levels, columns=columns)
+
+    def _draw_density(self, path: Path, samples: Tensor) -> None:
+        """Points: data, the density of the model, samples of it."""
+        batches, model = self.trainer.batches, self.trainer.averaged
+        data = read(batches.data, torch.arange(min(len(samples), len(batches.data))))[0]
+        low, high = data.amin(0), data.amax(0)
+        margin = torch.where(high > low, 0.1 * (high - low), 1)
+        low, high = low - margin, high + margin
+        box = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+        figures.densities(
+            path, data=data, log_density=sampling.log_density(model, box), samples=samples, box=box,
+            title=self.title, note=f"After {self.trainer.step} steps.",
+        )  # fmt: skip
 
     def _write(self) -> None:
         """The metrics, then the state that they belong to, then the model."""

@@ -125,6 +125,16 @@ def test_demo_draws_repeats_itself_and_leaves_the_global_stream_alone(tmp_path: 
 
 
 @pytest.mark.usefixtures("demo")
+def test_demo_of_a_density(tmp_path: Path) -> None:
+    result = invoke("demo", "nsf", "--steps", "2", "--out", str(tmp_path), "--no-bench")
+    assert result.exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["nsf_density.png"]
+    rows = re.findall(r"(spline flow|they are from) *│ *(\d\.\d{3})", result.output)
+    assert [name for name, _ in rows] == ["spline flow", "they are from"]
+    assert float(rows[0][1]) > float(rows[1][1]) == 1.5
+
+
+@pytest.mark.usefixtures("demo")
 def test_the_same_seed_gives_the_same_losses() -> None:
     from pygen.demo import realnvp
 
@@ -200,7 +210,7 @@ def test_demo_of_diffusion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_demo_refuses(tmp_path: Path) -> None:
     result = invoke("demo", "glow")
     assert result.exit_code == 2
-    assert "expected realnvp, frechet, pixelcnn, ddpm, got glow" in result.output
+    assert "expected realnvp, nsf, frechet, pixelcnn, ddpm, got glow" in result.output
     (tmp_path / "file").touch()
     assert invoke("demo", "--out", str(tmp_path / "file")).exit_code == 2
     assert invoke("demo", "--steps", "0").exit_code == 2

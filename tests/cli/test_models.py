@@ -194,7 +194,8 @@ def test_wrong_arguments_of_train(tmp_path: Path, images: Path) -> None:
     train = ("train", "realnvp", "--data", images, "--out", tmp_path / "run")
     assert (
         refused("train", "glow", *train[2:])
-        == "expected a model: realnvp, realnvp-flat, pixelcnn, gated-pixelcnn, pixelcnn++ or ddpm; got 'glow'"
+        == "expected a model: realnvp, realnvp-flat, nsf, nsf-flat, maf, iaf, pixelcnn, gated-pixelcnn, pixelcnn++ or "
+        "ddpm; got 'glow'"
     )
     assert refused(*train, "--set", "hiden=4").startswith(
         "realnvp has no setting 'hiden': expected num_classes, scales"

@@ -89,6 +89,29 @@ def test_vectors_and_models_without_labels(tmp_path: Path, images: str) -> None:
     assert not (tmp_path / "table" / "samples").exists()  # nothing to draw
 
 
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("maf", {"layers": 2, "hidden": 8}),
+        ("iaf", {"layers": 2, "hidden": 8}),
+        ("nsf-flat", {"layers": 2, "hidden": 8, "bins": 4}),
+        ("nsf-flat", {"layers": 2, "hidden": 8, "bins": 4, "coupling": "autoregressive"}),
+    ],
+)
+def test_flows_of_vectors_and_of_images(tmp_path: Path, images: str, model: str, settings: dict[str, object]) -> None:
+    table = tmp_path / "table.npy"
+    np.save(table, 100 + 30 * np.random.RandomState(0).randn(30, 5).astype(np.float32))
+    for name, spec, pictures in (("points", "moons", True), ("table", str(table), False), ("images", images, True)):
+        ran = run(spec, tmp_path / name, model=model, settings=settings)
+        assert ran.train()
+        assert (tmp_path / name / "samples" / "step-0000012.png").exists() == pictures
+        assert models.load(tmp_path / name).layers[0].std.ne(1).all()  # of the first batch
+
+
+def test_spline_flow_of_images(tmp_path: Path, images: str) -> None:
+    assert run(images, tmp_path / "nsf", model="nsf", settings={"hidden": 4, "blocks": 1, "couplings": 2}).train()
+
+
 # --- how they stop, and go on ----------------------------------------------------------------------------------------
 
 
@@ -213,10 +236,13 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path: Path, images: str) -> N
             "glow",
             "images",
             {},
-            r"expected a model: realnvp, realnvp-flat, pixelcnn, gated-pixelcnn, pixelcnn\+\+ or ddpm; got 'glow'",
+            r"expected a model: realnvp, .*maf, iaf, pixelcnn, gated-pixelcnn, pixelcnn\+\+ or ddpm; got 'glow'",
         ),
         ("realnvp", "moons", {}, "realnvp models integer levels; the data is Toy"),
         ("realnvp-flat", "images", {}, "realnvp-flat models vectors of real numbers; the data is Arrays"),
+        ("nsf", "moons", {}, "nsf models integer levels; the data is Toy"),
+        ("maf", "moons", {"nonlinearity": "gelu"}, "expected nonlinearity as one of relu, leaky_relu"),
+        ("nsf-flat", "moons", {"coupling": 2}, "expected coupling as str, got 2"),
         ("realnvp", "images", {"width": 3}, "realnvp has no setting 'width': expected num_classes, scales, hidden"),
         ("realnvp", "images", {"shape": 3}, "realnvp has no setting 'shape'"),
         ("realnvp", "images", {"hidden": "many"}, "expected hidden as an integer, got 'many'"),

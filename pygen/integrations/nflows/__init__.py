@@ -1,4 +1,5 @@
-"""nflows' rational-quadratic splines in one pass, for callers of nflows, of normflows, and of what is built on them.
+"""nflows' splines in one pass, for callers of nflows, of normflows, and of what is built on them, its autoregressive
+inverses in one sweep, and its flows as models of pygen (`from_nflows`, `to_nflows`).
 
     from pygen.integrations.nflows import patch, unconstrained_rational_quadratic_spline
     patch()                # installed nflows and normflows, and who imported their splines, from now on
@@ -11,20 +12,30 @@ whose inverse has no assertion to fail and whose backward saves the raw paramete
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from .. import ops
-from ..ops.rational_quadratic_spline import BINS, parameter_dtypes
+from ... import ops
+from ...ops.rational_quadratic_spline import BINS, parameter_dtypes
+from ._flows import from_nflows, to_nflows
+from ._sweep import swept
 
-__all__ = ["Patch", "patch", "rational_quadratic_spline", "unconstrained_rational_quadratic_spline"]
+__all__ = [
+    "Patch",
+    "from_nflows",
+    "patch",
+    "rational_quadratic_spline",
+    "to_nflows",
+    "unconstrained_rational_quadratic_spline",
+]
 
 Spline = Callable[..., tuple[Tensor, Tensor]]
 
@@ -77,12 +88,19 @@ def rational_quadratic_spline(
     for inputs that are not within their interval (where nflows is imported, its own too, as well as `pygen.ops`'); on a
     GPU, where that would be a wait for it, they are NaN.
     """
-    try:
+    with _their_errors():
         return ops.rational_quadratic_spline(
             inputs, unnormalized_widths, unnormalized_heights, unnormalized_derivatives,
             inverse=bool(inverse), tails=None, bounds=(left, right, bottom, top),
             min_width=min_bin_width, min_height=min_bin_height, min_derivative=min_derivative,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _their_errors() -> Iterator[None]:
+    """InputOutsideDomain as callers of nflows know it."""
+    try:
+        yield
     except ops.InputOutsideDomain as error:
         raise _outside_domain(str(error)) from None
 
@@ -107,8 +125,9 @@ _NUMBERS = (
 
 
 _lock = threading.RLock()
-_in_force: list[Patch] = []  # together they replace the splines once, and whichever is undone last puts them back
+_in_force: list[Patch] = []  # together they replace functions once, and whichever is undone last puts them back
 _replaced: list[tuple[Spline, Spline]] = []  # the libraries' own, and what is in their places
+_inverses: list[tuple[Any, Callable[..., Any]]] = []  # classes, and the methods `inverse` that were their own
 
 
 def _has(given: dict[str, Any]) -> bool:
@@ -136,7 +155,7 @@ def _replacement(original: Spline, spline: Spline) -> Spline:
 
 
 class Patch:
-    """Splines that were replaced; `undo`, or the end of a `with` statement, puts them back, if no other patch lasts."""
+    """Functions that were replaced; `undo`, or the end of a `with` statement, puts them back, if no other patch lasts."""
 
     def __init__(self) -> None:
         self.__enter__()
@@ -146,19 +165,35 @@ class Patch:
             if self in _in_force:
                 _in_force.remove(self)
                 if not _in_force:
-                    _swap((spline, original) for original, spline in _replaced)
+                    _put_back()
 
     def __enter__(self) -> Patch:
         with _lock:
             if not _in_force:
-                _replaced[:] = _replacements()
-                _swap(_replaced)
+                _replace()
             if self not in _in_force:
                 _in_force.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.undo()
+
+
+def _replace() -> None:
+    _replaced[:] = _replacements()
+    _swap(_replaced)
+    transforms = _installed("nflows.transforms.autoregressive")
+    if transforms is not None:
+        owner = transforms.AutoregressiveTransform
+        _inverses.append((owner, owner.inverse))
+        owner.inverse = _their_errors()(swept(owner.inverse))
+
+
+def _put_back() -> None:
+    _swap((spline, original) for original, spline in _replaced)
+    while _inverses:
+        owner, original = _inverses.pop()
+        owner.inverse = original
 
 
 def _replacements() -> list[tuple[Spline, Spline]]:
@@ -188,10 +223,12 @@ def _installed(name: str) -> Any:
 
 def patch() -> Patch:
     """Replaces the splines of installed nflows and normflows by this module's, wherever a module has them under their
-    names: in all threads, from now on, or, as `with patch():`, while that lasts.
+    names, and the inverses of nflows' masked affine and rational-quadratic autoregressive transforms by one sweep
+    (`pygen.ops.made_inverse`): in all threads, from now on, or, as `with patch():`, while that lasts.
 
-    What pygen's splines do not have (1 bin, more than 64, a tensor of bounds, tails by dimension, float64 beside other
-    dtypes) the libraries' own compute as before. Modules that are imported later find the replacement, too.
+    What pygen does not have (splines of 1 bin, of more than 64, of a tensor of bounds, of tails by dimension, of float64
+    beside other dtypes; nets with batch normalisation, with dropout in training, with activations that `pygen.nn.MADE`
+    lacks) the libraries' own compute as before. Modules that are imported later find the replacements, too.
 
     Raises ImportError with neither library.
     """

@@ -1,0 +1,62 @@
+"""Inverses of nflows' autoregressive transforms in one sweep instead of as many passes as there are features."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ... import ops
+from ...nn import Affine, Spline
+from ._flows import made_degrees, made_layers, made_names, net_settings, spline_of
+
+Inverse = Callable[..., tuple[Tensor, Tensor]]
+
+
+def swept(original: Inverse) -> Inverse:
+    """AutoregressiveTransform.inverse by `pygen.ops.made_inverse`; `original` computes what that does not have: other
+    transforms and nets, batch normalisation, dropout in training, other activations."""
+
+    @functools.wraps(original)
+    def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        found = _covered(self) if inputs.dim() == 2 else None
+        if found is None:
+            return original(self, inputs, context)
+        net, (transform, nonlinearity) = self.autoregressive_net, found
+        layers = made_layers(net)
+        biases = [layer.bias for layer in layers]
+        if context is not None:
+            for ours, theirs in made_names(net):
+                kind, i = ours.split(".")
+                if kind == "conditions":
+                    given = net.get_submodule(theirs)(context)
+                    biases[int(i)] = biases[int(i)] + (given if int(i) else net.activation(given))
+        return ops.made_inverse(
+            inputs, [layer.weight * layer.mask for layer in layers], biases, made_degrees(net),
+            nonlinearity=nonlinearity, residual=net.use_residual_blocks,
+            transform=transform.name, **transform.options,
+        )  # fmt: skip
+
+    return inverse
+
+
+def _covered(t: Any) -> tuple[Affine | Spline, str] | None:
+    """What a transform does to a feature, and its net's nonlinearity; None for what the sweep does not have."""
+    from nflows import transforms
+    from nflows.transforms.made import MADE
+
+    net = t.autoregressive_net
+    if type(net) is not MADE:
+        return None
+    try:
+        nonlinearity: str = net_settings(net, dropout=False)["nonlinearity"]
+        if type(t) is transforms.MaskedAffineAutoregressiveTransform:
+            return Affine(t._epsilon), nonlinearity
+        if type(t) is transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform:
+            # Nets that say how wide they are have their widths and heights divided.
+            return None if hasattr(net, "hidden_features") else (spline_of(t), nonlinearity)
+    except ValueError:
+        pass
+    return None
