@@ -61,8 +61,7 @@ class MADE(nn.Module):
                 f"expected degrees of {' and '.join(map(str, widths))} units, got {[len(each) for each in degrees]}"
             )
         self.residual, self.nonlinearity = residual, nonlinearity
-        *hidden_masks, last = masks(self.degrees)
-        for i, mask in enumerate([*hidden_masks, last.repeat_interleave(outputs, 0)]):
+        for i, mask in enumerate(masks(self.degrees, features * outputs)):
             self.register_buffer(f"mask{i}", mask, persistent=False)
         self.layers = nn.ModuleList(
             nn.Linear(below, above) for below, above in zip(widths, [*widths[1:], features * outputs], strict=True)

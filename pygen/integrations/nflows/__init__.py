@@ -155,7 +155,7 @@ def _replacement(original: Spline, spline: Spline) -> Spline:
 
 
 class Patch:
-    """Functions that were replaced; `undo`, or the end of a `with` statement, puts them back, if no other patch lasts."""
+    """What was replaced; `undo`, or the end of a `with` statement, puts them back, if no other patch lasts."""
 
     def __init__(self) -> None:
         self.__enter__()
@@ -226,9 +226,9 @@ def patch() -> Patch:
     names, and the inverses of nflows' masked affine and rational-quadratic autoregressive transforms by one sweep
     (`pygen.ops.made_inverse`): in all threads, from now on, or, as `with patch():`, while that lasts.
 
-    What pygen does not have (splines of 1 bin, of more than 64, of a tensor of bounds, of tails by dimension, of float64
-    beside other dtypes; nets with batch normalisation, with dropout in training, with activations that `pygen.nn.MADE`
-    lacks) the libraries' own compute as before. Modules that are imported later find the replacements, too.
+    What pygen does not have (splines of 1 bin, of more than 64, of a tensor of bounds, of tails by dimension, of
+    float64 beside other dtypes; nets with batch normalisation, with dropout in training, with activations that
+    `pygen.nn.MADE` lacks) the libraries' own compute as before. Modules that are imported later find the replacements, too.
 
     Raises ImportError with neither library.
     """
