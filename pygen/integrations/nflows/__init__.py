@@ -228,7 +228,8 @@ def patch() -> Patch:
 
     What pygen does not have (splines of 1 bin, of more than 64, of a tensor of bounds, of tails by dimension, of
     float64 beside other dtypes; nets with batch normalisation, with dropout in training, with activations that
-    `pygen.nn.MADE` lacks) the libraries' own compute as before. Modules that are imported later find the replacements, too.
+    `pygen.nn.MADE` lacks) the libraries' own compute as before. Modules that are imported later find the replacements,
+    too.
 
     Raises ImportError with neither library.
     """
