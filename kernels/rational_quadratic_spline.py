@@ -4,6 +4,7 @@ The formulas, and their names, are those of pygen/reference/rational_quadratic_s
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import triton
@@ -374,6 +375,13 @@ def _place(t, run):
     return (run * stride if outer is None else outer, stride, t.stride(-1))
 
 
+@lru_cache(maxsize=1024)
+def _admitted(first, last, dtype):
+    """From where to where: the ends, and what x's dtype makes of them."""
+    lowest, highest = torch.tensor((first, last), dtype=dtype).tolist()
+    return min(first, lowest), max(last, highest)
+
+
 def _arguments(x, kinds, options, tile):
     fmt = layout(x)
     (w, h, d), run = _laid(kinds, x.numel(), fmt)
@@ -383,11 +391,10 @@ def _arguments(x, kinds, options, tile):
     acc = torch.promote_types(x.dtype, torch.float32)
 
     def axis(first, last, least):
-        """Ends; size of a bin of no share, what the shares are of; what is within: ends as x's dtype has them, too."""
+        """Ends; size of a bin of no share, what the shares are of; what is within."""
         least = least if options.style == "nflows" else 0.0
-        lowest, highest = torch.tensor((first, last), dtype=x.dtype).tolist()
         sizes = (last - first) * least, (last - first) * (1 - bins * least)
-        return first, last, *sizes, min(first, lowest), max(last, highest)
+        return first, last, *sizes, *_admitted(first, last, x.dtype)
 
     return {
         "v_in": x.contiguous(memory_format=fmt), "widths": w, "heights": h, "slopes": d, "numel": x.numel(),

@@ -3,7 +3,8 @@
     from pygen.integrations.zuko import MonotonicRQSTransform
     flow = zuko.flows.MAF(5, transforms=3, univariate=MonotonicRQSTransform, shapes=[(8,), (8,), (7,)])
 
-zuko itself is not needed here: the class is a torch.distributions transform.
+The parameters of zuko.flows.NSF fit such a flow. zuko itself is not needed here: the class is a torch.distributions
+transform.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class MonotonicRQSTransform(Transform):
 
     widths, heights: [..., K]. derivatives: [..., K - 1]. slope: the least slope.
 
-    Raises, when it is called, ValueError for shapes, bound and slope, TypeError for dtypes.
+    Raises, when it is called, RuntimeError for what does not broadcast, as zuko's does, ValueError for numbers of
+    parameters, bound and slope, TypeError for dtypes.
     """
 
     domain = constraints.real

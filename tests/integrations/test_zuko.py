@@ -55,7 +55,18 @@ def test_in_a_flow(passes: int | None) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+def test_parameters_of_nsf() -> None:
+    options: dict[str, Any] = {"transforms": 2, "hidden_features": (16,)}
+    theirs = flows.NSF(4, 2, bins=8, **options).double()
+    ours = flows.MAF(4, 2, univariate=MonotonicRQSTransform, shapes=SHAPES, **options).double()
+    ours.load_state_dict(theirs.state_dict())
+    c, x = torch.randn(10, 2, dtype=torch.float64), 3 * torch.randn(10, 4, dtype=torch.float64)
+    torch.testing.assert_close(ours(c).log_prob(x), theirs(c).log_prob(x), rtol=1e-9, atol=1e-9)
+
+
 def test_errors() -> None:
+    with pytest.raises(RuntimeError, match="broadcast"):
+        MonotonicRQSTransform(*raw(3))(torch.zeros(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="expected slope below 1, got 2"):
         MonotonicRQSTransform(*raw(3), slope=2.0)(torch.zeros(3, dtype=torch.float64))
     with pytest.raises(TypeError, match="expected x of dtype"):
