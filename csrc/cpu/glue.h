@@ -79,6 +79,15 @@ inline std::optional<FloatType> float_type(at::ScalarType type) {
   }
 }
 
+// What a number becomes in a storage type.
+inline auto stored_as(at::ScalarType type) {
+  return [type](double number) -> double {
+    if (type == at::kBFloat16) return c10::BFloat16(float(number));
+    if (type == at::kHalf) return c10::Half(float(number));
+    return number;
+  };
+}
+
 inline std::optional<PairedTypes> paired_types(at::ScalarType data, at::ScalarType parameters) {
   const auto type = float_type(data);
   if (type && data == parameters) return PairedTypes(*type);

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "glue.h"
-#include "made_inverse_plan.h"
+#include "made_inverse_glue.h"
 #include "table.h"
 
 namespace pygen {
@@ -19,37 +19,14 @@ using at::TensorList;
 
 constexpr int64_t kPacked = 16384;  // weights that are worth a thread
 
-// Kernel arguments with what they point to.
-struct Call {
-  MadePlan plan;
-  MadeArgs args{};
-  Tensor packed, y;
-  std::vector<Tensor> dense;
-  std::vector<MadeUnits> units;
-  std::vector<MadeLayer> layers;
-  at::ScalarType type;  // of the arithmetic
+struct Call : MadeCall {
+  Tensor packed;
   int64_t blocks;
 
-  Call(const Tensor& y_, TensorList weights, TensorList biases, TensorList degrees, const MadeOptions& o,
+  Call(const Tensor& y, TensorList weights, TensorList biases, TensorList degrees, const MadeOptions& o,
        std::string_view own)
-      : plan(weights, degrees, o), type(wide(y_)) {
-    MadeArgs& a = args;
-    y = y_.to(type).contiguous();
-    packed = empty({plan.packed_size}, type);
-    for (const auto& u : plan.units) units.push_back({int64_t(u.order.size()), u.order.data(), u.ends.data()});
-    for (size_t l = 0; l < weights.size(); ++l) {
-      dense.push_back(weights[l].to(type).contiguous());
-      dense.push_back(biases[l].to(type).contiguous());
-      layers.push_back({dense[2 * l].const_data_ptr(), dense[2 * l + 1].const_data_ptr(),
-                        biases[l].dim() == 2 ? biases[l].size(1) : 0, plan.layers[l].skip.data(),
-                        plan.layers[l].packed.data()});
-    }
-    a.batch = y.size(0), a.hidden = plan.hidden, a.steps = plan.steps, a.parameters = plan.parameters;
-    a.units = units.data(), a.layers = layers.data();
-    a.residual = o.residual, a.nonlinearity = o.nonlinearity;
-    describe_transform(a, o, own, y_.scalar_type());
-    a.packed = packed.mutable_data_ptr();
-    a.y = y.const_data_ptr();
+      : MadeCall(y, weights, biases, degrees, o, own, 1), packed(empty({plan.packed_size}, type)) {
+    args.packed = packed.mutable_data_ptr();
     share();
   }
 

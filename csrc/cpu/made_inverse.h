@@ -362,9 +362,9 @@ class Sweep {
       const int64_t n = a.units[l + 1].count;
       Layer& own = layers_.emplace_back();
       own.before = take(n);
-      own.after = f_follows(l) && (backward || is_added(l)) ? take(n) : own.before;
+      own.after = a_.f_follows(l) && (backward || a_.is_added(l)) ? take(n) : own.before;
       if (backward) own.grad = take(n);
-      if (backward && is_added(l)) own.grad_added = take(n);
+      if (backward && a_.is_added(l)) own.grad_added = take(n);
     }
     for (int64_t l = 0; l <= a.hidden; ++l) biases_.push_back(a.layers[l].bias_sample ? take(rows(l)) : nullptr);
     if (backward) grad_x_ = take(features()), grad_y_ = take(features()), grad_each_ = take(1);
@@ -418,8 +418,6 @@ class Sweep {
 
   int64_t features() const { return a_.units[0].count; }
   int64_t rows(int64_t l) const { return l < a_.hidden ? a_.units[l + 1].count : features() * a_.parameters; }
-  bool f_follows(int64_t l) const { return !a_.residual || l + 1 < a_.hidden; }
-  bool is_added(int64_t l) const { return a_.residual && l % 2 == 0 && l + 2 < a_.hidden; }
   int64_t widest() const {
     int64_t most = features();
     for (int64_t l = 0; l <= a_.hidden; ++l) most = a_.layers[l].bias_sample ? std::max(most, rows(l)) : most;
@@ -486,7 +484,7 @@ class Sweep {
       }
     }
     multiply(weights(l, step), read_by(l), readable(a_, l, step), {to + first * kLanes, kLanes, W}, last - first);
-    if (f_follows(l)) {
+    if (a_.f_follows(l)) {
       apply_nonlinearity(a_.nonlinearity, to + first * kLanes, layers_[size_t(l)].after + first * kLanes,
                          (last - first) * kLanes);
     }
@@ -497,7 +495,7 @@ class Sweep {
     if (first == last) return;
     const Layer& own = layers_[size_t(l)];
     const int64_t at = first * kLanes, n = (last - first) * kLanes;
-    if (f_follows(l)) apply_slope(a_.nonlinearity, own.before + at, own.grad + at, n);
+    if (a_.f_follows(l)) apply_slope(a_.nonlinearity, own.before + at, own.grad + at, n);
     if (own.grad_added) add(own.grad + at, own.grad_added + at, n);
     if (const int64_t* skip = a_.layers[l].skip) {
       for (int64_t i = first; i < last; ++i) {

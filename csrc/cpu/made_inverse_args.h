@@ -42,6 +42,10 @@ struct MadeArgs {
   const void* found;    // backward: x
   const void *grad_x, *grad_logabsdet;
   void* grad_y;
+
+  // of a hidden layer: whether others read f of it; whether a later one adds it
+  bool f_follows(int64_t l) const { return !residual || l + 1 < hidden; }
+  bool is_added(int64_t l) const { return residual && l % 2 == 0 && l + 2 < hidden; }
 };
 
 // By the type of all tensors, float or double.

@@ -118,7 +118,7 @@ struct Laid {
 
 SplineArgs describe(const Tensor& x, const Parameters& p, const Laid& laid, const Options& o) {
   SplineArgs a{};
-  o.describe(a, p.bins, p.kinds[2].size(-1), x.scalar_type());
+  o.describe(a, p.bins, p.kinds[2].size(-1), stored_as(x.scalar_type()));
   a.run = laid.run;
   for (int i = 0; i < kSplineKinds; ++i) a.parameters[i] = laid.places(i);
   return a;

@@ -1,7 +1,5 @@
 // SplineOptions of pygen/ops/rational_quadratic_spline.py.
 #pragma once
-#include <c10/core/ScalarType.h>
-
 #include <algorithm>
 #include <cmath>
 #include <string_view>
@@ -49,23 +47,20 @@ struct SplineOptions {
     return bins >= kMinBins && bins <= kMaxBins && counted && fit;
   }
 
-  // what kernels take of them; storage: of x
-  void describe(SplineArgs& a, int64_t bins, int64_t slopes, c10::ScalarType storage) const {
+  // what kernels take of them; stored: what a number becomes in the storage type of x
+  template <class Stored>
+  void describe(SplineArgs& a, int64_t bins, int64_t slopes, const Stored& stored) const {
     a.style = style, a.bins = bins;
     a.ends = slopes == bins - 1 ? SplineEnds::kFixed : slopes == bins ? SplineEnds::kShared : SplineEnds::kGiven;
     a.inverse = inverse, a.bounded = bounded();
-    a.x_axis = axis(left, right, min_width, storage), a.y_axis = axis(bottom, top, min_height, storage);
+    a.x_axis = axis(left, right, min_width, stored), a.y_axis = axis(bottom, top, min_height, stored);
     a.min_derivative = min_derivative, a.beta = beta, a.boundary_slope = boundary_slope;
     a.clip = -std::log(slope);
   }
 
  private:
-  SplineAxis axis(double first, double last, double least, c10::ScalarType storage) const {
-    const auto stored = [&](double number) -> double {
-      if (storage == c10::kBFloat16) return c10::BFloat16(float(number));
-      if (storage == c10::kHalf) return c10::Half(float(number));
-      return number;
-    };
+  template <class Stored>
+  SplineAxis axis(double first, double last, double least, const Stored& stored) const {
     const double lowest = std::min(first, stored(first)), highest = std::max(last, stored(last));
     return {first, last, style == SplineStyle::kNflows ? least : 0, lowest, highest};
   }

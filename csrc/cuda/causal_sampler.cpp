@@ -18,6 +18,7 @@
 #include "cpu/causal_sampler_glue.h"
 #include "cpu/glue.h"
 #include "cpu/place.h"
+#include "store.h"
 
 namespace pygen {
 namespace {
@@ -73,8 +74,8 @@ std::tuple<Tensor, Tensor> causal_sampler(const Tensor& x, const Tensor& known, 
   Tensor scratch = at::empty({blocks * a.scratch_size}, bytes);
   plan->place_at(static_cast<const char*>(program.const_data_ptr()));
   a.scratch = static_cast<char*>(scratch.mutable_data_ptr());
-  C10_CUDA_CHECK(cuda_sampler::sampler_store(plan->memory.data(), int64_t(plan->memory.size()),
-                                             static_cast<char*>(program.mutable_data_ptr()), stream));
+  C10_CUDA_CHECK(store_bytes(plan->memory.data(), int64_t(plan->memory.size()),
+                             static_cast<char*>(program.mutable_data_ptr()), stream));
   C10_CUDA_CHECK(cuda_sampler::sampler_launch(a, storage, blocks, stream));
   return {out, log_prob};
 }

@@ -1,25 +1,15 @@
 // Cached sampling on a GPU: what the kernel takes from the hardware. Tests, which run the kernel on the host, bring
 // what is there for nvcc alone.
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "common/philox.h"
-
-#ifdef __CUDACC__
-#define PYGEN_DEVICE __device__ __forceinline__
-#else
-#define PYGEN_DEVICE inline
-#endif
+#include "device.h"
 
 namespace pygen {
 namespace cuda_sampler {
 namespace {
-
-template <class T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 struct BFloat16 {
   uint16_t bits;
@@ -27,9 +17,6 @@ struct BFloat16 {
 PYGEN_DEVICE float widen(BFloat16 x) { return philox::as_float(uint32_t(x.bits) << 16); }
 PYGEN_DEVICE float widen(float x) { return x; }
 PYGEN_DEVICE double widen(double x) { return x; }
-
-PYGEN_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-PYGEN_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 // 16 bytes, which are loaded at once.
 template <class T>

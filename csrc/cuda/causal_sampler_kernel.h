@@ -27,15 +27,6 @@ extern __shared__ __align__(16) char shared_memory[];
 
 // --- what follows a product ------------------------------------------------------------------------------------------
 
-template <class T>
-PYGEN_DEVICE T elu(T x) {
-  return x > T(0) ? x : expm1(x);
-}
-template <class T>
-PYGEN_DEVICE T sigmoid(T x) {
-  return T(1) / (T(1) + exp(-x));
-}
-
 // y [written] = activation(pre) + residual of a site, by a warp
 template <class T>
 PYGEN_DEVICE void finish(const Stage& s, const T* pre, const T* residual, T* y, int lane) {

@@ -7,10 +7,6 @@
 namespace pygen {
 namespace cuda_sampler {
 
-// Writes to device memory in the order of the stream. The bytes travel as parameters of kernels: the host waits for
-// nothing, `from` may go when this returns, and a CUDA graph that captures it holds a copy.
-cudaError_t sampler_store(const char* from, int64_t size, char* to, cudaStream_t stream);
-
 // How many blocks the device runs at once, or, for fewer images, needs. Each takes `scratch_size` bytes of scratch.
 cudaError_t sampler_blocks(const Launch& launch, Storage storage, int device, int* blocks);
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pygen.reference.causal_sampler import causal_sampler as reference
+from tests.cuda.host import compiled, needs_compiler, pointers
 
 from .models import MODELS, STORAGE, Sampling, sampling
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+pytestmark = needs_compiler
 
 LONG = ("seed", "first_sample", "step", "offset", "top_k", "blocks", "order")
 
@@ -36,17 +35,7 @@ class Arguments(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    library = tmp_path_factory.mktemp("kernel") / "kernel.so"
-    source = Path(__file__).with_name("on_the_host.cpp")
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags.append("-U_FORTIFY_SOURCE")  # which takes the jumps between fibers for mistakes
-    include = f"-I{Path(__file__).parents[2] / 'csrc'}"
-    subprocess.run(["g++", *flags, "-shared", "-fPIC", include, "-o", str(library), str(source)], check=True)
-    return ctypes.CDLL(str(library))
-
-
-def pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    return compiled(Path(__file__).with_name("on_the_host.cpp"), tmp_path_factory.mktemp("kernel"))
 
 
 def run(
