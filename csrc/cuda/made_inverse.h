@@ -8,8 +8,9 @@ namespace pygen {
 namespace cuda_made {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kLanes = 32;   // samples of a block, a lane to each
-constexpr int kTileRows = 4;  // of weights that are multiplied together
+constexpr int kLanes = 32;       // samples of a block, a lane to each
+constexpr int kTileRows = 4;     // of weights that are multiplied together
+constexpr int kMostShares = 64;  // blocks that pack the weights of a layer at a step
 
 // Bytes of shared memory: partial sums [warp][row of a tile][lane]; at the end sums in double [warp][lane].
 constexpr int shared_size(int arithmetic) { return kWarps * kTileRows * kLanes * arithmetic; }
@@ -22,7 +23,7 @@ template <class T>
 struct AffineNumbers {
   Activation activation;
   Squash squash;
-  bool multiply_last;  // x = (y + tau t) / S, else y / S + tau t
+  bool multiply_last;    // x = (y + tau t) / S, else y / S + tau t
   int32_t scale, shift;  // which parameter is S's, and which is t
   T offset, eps, max_scale, log_max, gain, inverse_width, tau;
 };
@@ -74,8 +75,8 @@ struct Launch {
   // the samples
   int64_t batch;
   const T* y;
-  T *x, *logabsdet;                               // forward
-  const T *found, *grad_x, *grad_logabsdet;       // backward
+  T *x, *logabsdet;                          // forward
+  const T *found, *grad_x, *grad_logabsdet;  // backward
   T* grad_y;
   // memory of a block: rows of kLanes numbers
   T* scratch;

@@ -1,14 +1,14 @@
 // Inverses of autoregressive transforms on a GPU: a sweep through the degrees, for some samples. In PyTorch:
 // reference/made_inverse.py.
 //
-// A block has kLanes samples, a lane of each of its warps to a sample, and nothing to do with any other block. Its warps
-// share the rows of what a step computes: the parameters of the features of a degree, then, layer by layer, the units of
-// that degree. What is known of the samples lies in scratch memory, a row of kLanes numbers for each unit, which the
-// caches hold; units lie in the order of their degrees, so that a step reads the first rows of a layer.
+// A block has kLanes samples, a lane of each of its warps to a sample, and nothing to do with any other block. Its
+// warps share the rows of what a step computes: the parameters of the features of a degree, then, layer by layer, the
+// units of that degree. What is known of the samples lies in scratch memory, a row of kLanes numbers for each unit,
+// which the caches hold; units lie in the order of their degrees, so that a step reads the first rows of a layer.
 //
-// Weights are packed [tile][input][kTileRows] once a call, so that one broadcast of 16 bytes (two for double) brings all
-// that a tile takes of an input. Every output is a sum in an order that its step decides alone: samples are the same bits
-// alone and among others.
+// Weights are packed [tile][input][kTileRows] once a call, so that one broadcast of 16 bytes (two for double) brings
+// all that a tile takes of an input. Every output is a sum in an order that its step decides alone: samples are the
+// same bits alone and among others.
 #pragma once
 #include "made_inverse_features.h"
 
@@ -177,7 +177,9 @@ class Sweep {
   // what layer l reads, and the gradient of that
   PYGEN_DEVICE T* read_by(int l) const { return row(l ? a_.layers[l - 1].after : a_.x_row); }
   PYGEN_DEVICE T* grad_below(int l) const { return row(l ? a_.layers[l - 1].grad : a_.grad_x_row); }
-  PYGEN_DEVICE T bias(const Layer<T>& layer, int64_t row) const { return layer.bias[sample_ * layer.bias_sample + row]; }
+  PYGEN_DEVICE T bias(const Layer<T>& layer, int64_t row) const {
+    return layer.bias[sample_ * layer.bias_sample + row];
+  }
 
   // Calls finish(row, sum) for the rows of a part, by warps; then all warps see what that wrote. Where there are fewer
   // tiles than warps, several warps share a tile's inputs.

@@ -33,18 +33,9 @@ struct Plan {
 template <class T>
 AffineNumbers<T> affine_numbers(const CouplingArgs& a, bool shift_leads) {
   const bool one = a.activation == Activation::kAdditive;
-  return {a.activation,
-          a.squash,
-          a.multiply_last,
-          shift_leads ? 1 : 0,
-          shift_leads || one ? 0 : 1,
-          T(a.offset),
-          T(a.eps),
-          T(a.max_scale),
-          T(std::log(a.max_scale)),
-          T(a.gain),
-          T(1 / a.width),
-          T(a.tau)};
+  return {a.activation,   a.squash, a.multiply_last, shift_leads ? 1 : 0,      shift_leads || one ? 0 : 1,
+          T(a.offset),    T(a.eps), T(a.max_scale),  T(std::log(a.max_scale)), T(a.gain),
+          T(1 / a.width), T(a.tau)};
 }
 
 template <class T>
@@ -54,8 +45,16 @@ SplineNumbers<T> spline_numbers(const SplineArgs& a) {
     return AxisNumbers<T>{T(from.first), T(from.last), T(whole * from.least),
                           T(whole * (1 - double(a.bins) * from.least))};
   };
-  return {a.style,      a.ends,         a.bounded, int32_t(a.bins),       axis(a.x_axis),
-          axis(a.y_axis), T(a.min_derivative), T(a.beta), T(a.boundary_slope), T(a.clip)};
+  return {a.style,
+          a.ends,
+          a.bounded,
+          int32_t(a.bins),
+          axis(a.x_axis),
+          axis(a.y_axis),
+          T(a.min_derivative),
+          T(a.beta),
+          T(a.boundary_slope),
+          T(a.clip)};
 }
 
 // Nothing for a net with too large numbers for the kernels. Of `a` the batch, the transform, the nonlinearity and the
@@ -141,7 +140,7 @@ std::optional<Plan<T>> flatten(const MadePlan& plan, const MadeArgs& a, bool bac
     to.affine = affine_numbers<T>(a.affine, a.shift_leads);
   }
   to.batch = a.batch;
-  narrow((plan.hidden + 1) * plan.steps);
+  narrow((plan.hidden + 1) * plan.steps * kMostShares);
   if (!fits) return {};
   return flat;
 }
