@@ -30,7 +30,8 @@ struct MadePlan {
     for (const auto& given : degrees) units.push_back(sorted(given, values));
     for (int64_t l = 0; l <= hidden; ++l) {
       Layer& layer = layers.emplace_back();
-      if (residual && l >= 2 && l < hidden && l % 2 == 0) layer.skip = places(units[size_t(l + 1)], units[size_t(l - 1)]);
+      if (residual && l >= 2 && l < hidden && l % 2 == 0)
+        layer.skip = places(units[size_t(l + 1)], units[size_t(l - 1)]);
       for (int64_t step = 0; step < steps; ++step) {
         layer.packed.push_back(packed_size);
         packed_size += (rows(l, step) + tile - 1) / tile * tile * inputs(l, step);

@@ -1,8 +1,8 @@
 // Inverses of autoregressive transforms on CUDA: what is admitted, and where the kernels have their memory. Of CUDA
 // headers, c10/cuda only.
 //
-// Of what lies on the device nothing is looked at: the host waits for nothing, and a CUDA graph may capture the call. So
-// nothing raises for y beyond the bounds of a spline without tails: it is NaN there.
+// Of what lies on the device nothing is looked at: the host waits for nothing, and a CUDA graph may capture the call.
+// So nothing raises for y beyond the bounds of a spline without tails: it is NaN there.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -82,8 +82,7 @@ Tensor made_inverse_backward(const Tensor& grad_x, const Tensor& grad_logabsdet,
     return refuse("pygen::made_inverse_backward", &made_inverse_backward, grad_x, grad_logabsdet, x, y, weights, biases,
                   degrees, options, own);
   };
-  if (!y.is_cuda() || !admits(y, weights, biases, degrees, o, own) ||
-      !admits_backward(grad_x, grad_logabsdet, x, y)) {
+  if (!y.is_cuda() || !admits(y, weights, biases, degrees, o, own) || !admits_backward(grad_x, grad_logabsdet, x, y)) {
     return refused();
   }
   const c10::cuda::CUDAGuard guard(y.device());

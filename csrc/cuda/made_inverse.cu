@@ -39,8 +39,8 @@ cudaError_t made_blocks(const Launch<T>& a, Kind kind, int device, int* blocks) 
 template <class T>
 cudaError_t made_launch(const Launch<T>& a, Kind kind, int64_t largest, int blocks, cudaStream_t stream) {
   constexpr int64_t kPacked = 16384;  // weights that are worth a block
-  const int shares = int(std::clamp<int64_t>(largest / kPacked, 1, 64));
-  pack<T><<<unsigned((a.hidden + 1) * a.steps) * unsigned(shares), kThreads, 0, stream>>>(a, shares);
+  const int shares = int(std::clamp<int64_t>(largest / kPacked, 1, kMostShares));
+  pack<T><<<unsigned((a.hidden + 1) * a.steps * shares), kThreads, 0, stream>>>(a, shares);
   const auto error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   kernel_of<T>(kind)<<<unsigned(blocks), kThreads, shared_size(sizeof(T)), stream>>>(a);

@@ -8,8 +8,9 @@ namespace pygen {
 namespace cuda_made {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kLanes = 32;    // samples of a block, a lane to each
-constexpr int kTileRows = 4;  // of weights that are multiplied together
+constexpr int kLanes = 32;       // samples of a block, a lane to each
+constexpr int kTileRows = 4;     // of weights that are multiplied together
+constexpr int kMostShares = 64;  // blocks that pack the weights of a layer at a step
 
 // Bytes of shared memory: partial sums [warp][row of a tile][lane]; at the end sums in double [warp][lane].
 constexpr int shared_size(int arithmetic) { return kWarps * kTileRows * kLanes * arithmetic; }

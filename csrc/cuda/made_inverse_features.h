@@ -85,7 +85,7 @@ class Affine {
   PYGEN_DEVICE explicit Affine(const Launch<T>& a) : a_(a.affine) {}
 
   // x of y; log_slope = log |dx / dy|
-  PYGEN_DEVICE T invert(T y, T* p, T& log_slope) const {
+  PYGEN_DEVICE T invert(T y, const T* p, T& log_slope) const {
     const T t = p[a_.shift * kLanes];
     log_slope = T(0);
     if (additive()) return multiply_add(a_.tau, t, y);
@@ -150,7 +150,7 @@ class Spline {
  public:
   PYGEN_DEVICE explicit Spline(const Launch<T>& a) : a_(a.spline) {}
 
-  PYGEN_DEVICE T invert(T y, T* p, T& log_slope) const {
+  PYGEN_DEVICE T invert(T y, const T* p, T& log_slope) const {
     const Bin b = find(y, p);
     const Point at = point(b, y);
     const T x = clamped(multiply_add(b.width, at.xi, b.x), a_.x.first, a_.x.last);

@@ -141,7 +141,7 @@ std::optional<Plan<T>> flatten(const MadePlan& plan, const MadeArgs& a, bool bac
     to.affine = affine_numbers<T>(a.affine, a.shift_leads);
   }
   to.batch = a.batch;
-  narrow((plan.hidden + 1) * plan.steps);
+  narrow((plan.hidden + 1) * plan.steps * kMostShares);
   if (!fits) return {};
   return flat;
 }

@@ -1,7 +1,7 @@
 // From host to device memory, by kernels. No torch headers.
-#include "store.h"
-
 #include <cstring>
+
+#include "store.h"
 
 namespace pygen {
 namespace {

@@ -393,14 +393,15 @@ def made_inverse(
     Returns x [B, D] in the dtype of y, and logabsdet [B], log |det dx / dy| in nats, in float64 for float64 y, else
     float32; arithmetic likewise. The same bits for any number of threads and whatever is beside a sample in the batch.
     A NaN in y makes NaN of its feature and of those that depend on it. A spline without tails raises InputOutsideDomain
-    on the CPU for y beyond its bounds.
+    on the CPU for y beyond its bounds, and is NaN there on CUDA.
 
     Differentiable once with respect to y, the weights and the biases, by implicit gradients: the backward keeps y and x
     and the net, runs the sweep backwards for the gradient of y, and the net once forward and backward for its own.
     Twice raises NotImplementedError, except under `pygen.backends.use("reference")`, which PyTorch differentiates.
 
-    Backends: C++ (AVX-512, AVX2, baseline) on the CPU, CUDA C++ on CUDA, else the reference, which runs the net once
-    per degree.
+    Backends: C++ (AVX-512, AVX2, baseline) on the CPU, CUDA C++ on CUDA (not yet run on a GPU), else the reference,
+    which runs the net once per degree. On CUDA the gradient of weights and biases is of torch's own products, of masks
+    that the host makes: it waits for their copy.
 
     Raises ValueError for shapes, devices, degrees and options that do not fit, TypeError for dtypes and types; both say
     what was expected and what was given.

@@ -1,12 +1,11 @@
 // For tests alone: what the kernel of csrc/cuda/causal_sampler.cu takes from the hardware, on the host.
 #pragma once
-#include "../cuda/emulation.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
+#include "../cuda/emulation.h"
 #include "common/philox.h"
 
 namespace pygen {

@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pygen.ops import made_inverse
+from pygen.reference.made_inverse import apply_transform
 from tests.contract.params import small
 from tests.cuda.host import compiled, needs_compiler, pointers
 from tests.harness import checks
-from tests.harness.calls import assert_same_bits, build, evaluate, random
+from tests.harness.calls import Call, assert_same_bits, build, evaluate, random, upstream_gradients
 from tests.harness.combine import pairwise
-from tests.harness.spec import F32, F64, Sample
+from tests.harness.spec import F32, F64
 
-from .samples import BACKWARD, SPEC, sample, shapes, threaded
+from .samples import SPEC, sample, shapes, threaded
 
 pytestmark = needs_compiler
 
@@ -100,7 +101,7 @@ def kernel(tmp_path_factory):
     return compiled(Path(__file__).with_name("on_the_host.cpp"), tmp_path_factory.mktemp("kernel"))
 
 
-# Two degrees, so that there are more tiles than warps and sums longer than a chain; and the opposite.
+# Two degrees, so that there are more tiles than warps, and sums longer than a chain; many degrees of few units.
 LARGE = (
     sample("wide", 35, 2, 300, hidden=2, net=("silu", False)),
     sample("deep", 33, 20, 70, "spline", hidden=5),
@@ -115,7 +116,112 @@ def every(samples: Any) -> Any:
 
 @every((*small(SPEC), *shapes(), *LARGE))
 def test_accuracy(kernel, sample, dtypes):
-    """With the gradients, of which that of y is the second kernel's."""
+    """Outputs and gradients, of which that of y is the second kernel's, are as far from the truth as other roundings
+    of y and of the result would be, within a factor."""
+    call = build(SPEC, sample, dtypes)
     with OnTheHost(kernel) as mode:
-        checks.accuracy(SPEC, sample, dtypes)
-    assert mode.calls
+        outputs, grads = evaluate(SPEC, SPEC.function, call, "contiguous")
+    assert mode.calls == 2
+    double, upstream = call.double(), upstream_gradients(outputs, "contiguous")
+    truth, true_grads = evaluate(SPEC, SPEC.reference, double, upstream)
+    allowed = SPEC.allowance(sample, double.inputs, truth, upstream, dtypes)
+    for name, expected in (truth | true_grads).items():
+        found = (outputs | grads)[name]
+        bound = 40 * torch.finfo(dtypes.accumulate).eps * (expected.abs().max() if expected.numel() else 0)
+        error = (found.double() - expected).abs()
+        assert (error <= bound + 8 * allowed[name]).all(), f"{name}: off by up to {error.max():.3g}, bound {bound:.3g}"
+
+
+@pytest.mark.parametrize("dtypes", [F32, F64], ids=str)
+@pytest.mark.parametrize("sample", LARGE, ids=str)
+def test_same_bits_in_any_batch_and_order(kernel, sample, dtypes):
+    """Whatever samples are beside one, whatever turns threads take, and where a block has one group after another."""
+
+    def run(call: Call, **how: int) -> dict[str, Tensor]:
+        with OnTheHost(kernel, **how):
+            outputs, grads = evaluate(SPEC, SPEC.function, call, "sum")
+        return outputs | {"grad_y": grads["grad_y"]}
+
+    call = build(SPEC, sample, dtypes)
+    whole = run(call)
+    assert_same_bits(run(call, blocks=1, shares=3, order=1), whole, "by other blocks")
+    last = call.inputs | {k: t[-1:] for k, t in call.tensors.items() if k in SPEC.batched}
+    alone = run(Call(last, call.options))
+    assert_same_bits(alone, {k: t[-1:] for k, t in whole.items()}, "alone")
+
+
+@pytest.mark.parametrize("sample", small(SPEC)[::6], ids=str)
+def test_nan_stays_where_it_is(kernel, sample):
+    with OnTheHost(kernel):
+        checks.nan_containment(SPEC, sample)
+
+
+# --- transforms: nets without weights, whose biases are the parameters ------------------------------------------------
+
+
+def transformed(kernel, y: Tensor, params: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """x, its logabsdet and the gradient of y of the sum of both, of y [B] and params [B, P]."""
+    y = y[:, None].requires_grad_()
+    degrees = [torch.tensor([1]), torch.tensor([1])]
+    weights = [y.new_zeros(1, 1), y.new_zeros(params.shape[1], 1)]
+    with OnTheHost(kernel):
+        x, logabsdet = made_inverse(y, weights, [y.new_zeros(1), params], degrees, residual=False, **options)
+        (grad,) = torch.autograd.grad(x.sum() + logabsdet.sum(), y)
+    return x[:, 0].detach(), logabsdet.detach(), grad[:, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shift", ["after", "before"])
+@pytest.mark.parametrize(
+    "options", [{}, {"activation": "sigmoid"}, {"activation": "softplus"}, {"eps": 1e-3}, {"max_scale": 3.0}], ids=str
+)
+def test_scales_that_overflow(kernel, options, shift, dtype):
+    """Where a scale is past the largest number, or under the smallest, and the result is not."""
+    s = torch.tensor([-80.0, -100, -200, -300, -20, 0, 20, 80, 100, 200, 300], dtype=dtype).repeat(4)
+    y = torch.tensor([0.0, 1e-30, -1.5, 1e30], dtype=dtype).repeat_interleave(11)
+    x, logabsdet, grad = transformed(kernel, y, torch.stack([s, 0 * s], 1), shift=shift, **options)
+    wide = y.double()[:, None]
+    true_x, slopes = apply_transform(
+        wide, torch.stack([s, 0 * s], 1).double(), "affine", {"shift": shift, **options}, True
+    )
+    tiny, most = (getattr(torch.finfo(dtype), name) for name in ("tiny", "max"))
+    close = {"rtol": 20 * torch.finfo(dtype).eps, "atol": tiny}
+    torch.testing.assert_close(x.double(), true_x[:, 0].where(true_x[:, 0].abs() <= most, torch.inf * y.sign()), **close)
+    torch.testing.assert_close(logabsdet.double(), slopes[:, 0], **close)
+    true_grad = slopes[:, 0].exp()
+    torch.testing.assert_close(grad.double(), true_grad.where(true_grad <= most, torch.inf), rtol=1e-4, atol=tiny)
+
+
+SPLINES = ({}, {"style": "zuko", "slope": 1e-20}, {"tails": "circular"}, {"min_width": 0.0, "min_height": 0.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("options", SPLINES, ids=str)
+def test_splines_are_never_nan(kernel, options, scale, dtype):
+    """On knots, at bounds and one unit in the last place beyond, bins of nearly no size, slopes without end."""
+    bins, bound = 8, 32.0
+    count = 3 * bins - (options.get("tails") != "circular")
+    params = (scale * random(f"splines {scale}", 64, count)).to(dtype)
+    y = random("y of splines", 64).to(dtype) * 20
+    edge = torch.tensor(bound, dtype=dtype)
+    beyond = torch.nextafter(edge, 2 * edge)
+    y[:8] = torch.stack([edge, -edge, beyond, -beyond, 0 * edge, 1e30 * edge, 0.999 * edge, -0.999 * edge])
+    options = {"transform": "spline", "bounds": bound, **options}
+    for t in transformed(kernel, y, params, **options):
+        assert t.isfinite().all()
+    x, logabsdet, _ = transformed(kernel, y, params, **options)
+    own = {k: v for k, v in options.items() if k != "transform"}
+    if scale == 1:
+        true_x, slopes = apply_transform(y.double()[:, None], params.double(), "spline", own, True)
+        close = {"rtol": 200 * torch.finfo(dtype).eps, "atol": 200 * torch.finfo(dtype).eps}
+        torch.testing.assert_close(x.double(), true_x[:, 0], **close)
+        torch.testing.assert_close(logabsdet.double(), slopes[:, 0], **close)
+    assert torch.equal(x[2:4], y[2:4])
+    assert (x[y.abs() <= bound].abs() <= bound).all()
+
+
+def test_a_spline_without_tails_is_nan_beyond_its_bounds(kernel):
+    y = torch.tensor([-1.5, -1.0, 0.3, 1.0, 1.5])
+    x, logabsdet, grad = transformed(kernel, y, torch.zeros(5, 10), transform="spline", tails=None)
+    assert x.isnan().tolist() == logabsdet.isnan().tolist() == grad.isnan().tolist() == [True, False, False, False, True]
