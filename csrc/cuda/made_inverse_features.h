@@ -246,7 +246,7 @@ class Spline {
   PYGEN_DEVICE T slope_of(const T* slopes, int knot, T& derivative) const {
     derivative = T(0);
     const int place = slope_place(knot);
-    if (place < 0) return a_.boundary_slope;
+    if (place < 0) return bounded(a_.boundary_slope);
     const T raw = slopes[place * kLanes];
     if (a_.style == SplineStyle::kZuko) {
       const T shrunk = shrink(raw, a_.clip), slope = exp(raw * shrunk);

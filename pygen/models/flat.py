@@ -188,6 +188,9 @@ class CompositeFlow(FlatFlow):
         super().__init__(config, shape, None, None, context_features)
         self.layers.extend(_built(layer, self.features, context_features) for layer in layers)
 
+    def initialize(self, x: Tensor, y: Tensor | None = None, *, context: Tensor | None = None) -> None:
+        """Nothing: what is described elsewhere comes with its own mean and deviation."""
+
 
 def _built(description: Description, features: int, condition_features: int) -> nn.Module:
     given = dict(description)
@@ -199,14 +202,14 @@ def _built(description: Description, features: int, condition_features: int) -> 
     if kind == "standardize":
         return Standardize(features, **given)
     if kind == "inverse":
-        return Inverse(_built(given["of"], features, condition_features))
+        return Inverse(_built(given.get("of", {}), features, condition_features))
     transform = dict(given.pop("transform", {}))
     name = transform.pop("name", None)
     if kind == "autoregressive" and name in (Affine.name, Spline.name):
         return autoregressive_layer(
             features, condition_features, (Affine if name == Affine.name else Spline)(**transform), **given
         )
-    if kind == "coupling" and name == Spline.name:
+    if kind == "coupling" and name == Spline.name and "part" in given:
         return coupling_layer(features, condition_features, given.pop("part"), Spline(**transform), **given)
     raise ValueError(f"expected layers as CompositeFlow describes them, got {dict(description)}")
 

@@ -84,9 +84,10 @@ class SplineCoupling(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The kept and the changed channels: views, but for a mask."""
-        n = self.channels
+        n, rest = self.channels, x.shape[1] - self.channels
         if self.part == "first":
-            return x[:, n:], x[:, :n]
+            changed, kept = x.split((n, rest), 1)
+            return kept, changed
         if self.part in ("even", "odd"):
             if x.dim() != 2:
                 raise ValueError(f"expected x [B, C] for a coupling of {self.part} features, got {list(x.shape)}")
@@ -94,7 +95,8 @@ class SplineCoupling(nn.Module):
             return (odd, even) if self.part == "even" else (even, odd)
         if not isinstance(self.part, str):
             x = x.index_select(1, self.order)  # type: ignore[arg-type]
-        return x[:, :-n], x[:, -n:]
+        kept, changed = x.split((rest, n), 1)
+        return kept, changed
 
     def join(self, kept: Tensor, changed: Tensor) -> Tensor:
         """Undoes `split`."""

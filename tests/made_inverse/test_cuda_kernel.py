@@ -186,7 +186,9 @@ def test_scales_that_overflow(kernel, options, shift, dtype):
     )
     tiny, most = (getattr(torch.finfo(dtype), name) for name in ("tiny", "max"))
     close = {"rtol": 20 * torch.finfo(dtype).eps, "atol": tiny}
-    torch.testing.assert_close(x.double(), true_x[:, 0].where(true_x[:, 0].abs() <= most, torch.inf * y.sign()), **close)
+    torch.testing.assert_close(
+        x.double(), true_x[:, 0].where(true_x[:, 0].abs() <= most, torch.inf * y.sign()), **close
+    )
     torch.testing.assert_close(logabsdet.double(), slopes[:, 0], **close)
     true_grad = slopes[:, 0].exp()
     torch.testing.assert_close(grad.double(), true_grad.where(true_grad <= most, torch.inf), rtol=1e-4, atol=tiny)
@@ -224,4 +226,6 @@ def test_splines_are_never_nan(kernel, options, scale, dtype):
 def test_a_spline_without_tails_is_nan_beyond_its_bounds(kernel):
     y = torch.tensor([-1.5, -1.0, 0.3, 1.0, 1.5])
     x, logabsdet, grad = transformed(kernel, y, torch.zeros(5, 10), transform="spline", tails=None)
-    assert x.isnan().tolist() == logabsdet.isnan().tolist() == grad.isnan().tolist() == [True, False, False, False, True]
+    assert (
+        x.isnan().tolist() == logabsdet.isnan().tolist() == grad.isnan().tolist() == [True, False, False, False, True]
+    )

@@ -206,6 +206,9 @@ def test_a_first_batch_standardises() -> None:
     assert model.layers[0].mean.tolist() == [2, 5]
     assert model.layers[0].std.tolist() == [1, 1]
     torch.testing.assert_close(model.encode(x), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    composite = CompositeFlow(2, [{"layer": "standardize"}, {"layer": "lu"}])
+    composite.initialize(x)
+    assert composite.layers[0].mean.tolist() == [0, 0]  # it has its own
     pixels = MAF((1, 1, 2), 4, layers=1, hidden=4)
     pixels.initialize(torch.tensor([[[[0, 3]]], [[[1, 3]]]]))
     assert pixels.layers[0].mean[0] < pixels.layers[0].mean[1]
@@ -284,7 +287,9 @@ def test_wrong_spline_flows() -> None:
         {},
         {"layer": "glow"},
         {"layer": "coupling", "part": "first"},
+        {"layer": "coupling", "transform": {"name": "spline"}},
         {"layer": "autoregressive", "transform": {"name": "cubic"}},
+        {"layer": "inverse"},
     ],
 )
 def test_wrong_descriptions(layer: dict[str, Any]) -> None:
