@@ -89,6 +89,31 @@ PYGEN_INLINE void put(T* block, int64_t j, const Vec<T>& v) {
   v.store(block + j * Vec<T>::size());
 }
 
+// Lines of the parameters of elements to come, asked for while others are worked on: these take longer than what a core
+// looks ahead.
+class SplineAhead {
+ public:
+  void add(const void* memory, int64_t bytes, int64_t turns) {
+    const int64_t lines = tiles(bytes, kLine);
+    parts_[count_++] = {static_cast<const char*>(memory), lines, tiles(lines, turns)};
+  }
+
+  PYGEN_INLINE void ask() {  // inlined: GCC drops calls that do nothing else
+    for (int i = 0; i < count_; ++i) {
+      Part& p = parts_[i];
+      for (int64_t n = std::min(p.each, p.left); n > 0; --n, --p.left, p.at += kLine) __builtin_prefetch(p.at);
+    }
+  }
+
+ private:
+  struct Part {
+    const char* at;
+    int64_t left, each;
+  };
+  Part parts_[kSplineKinds];
+  int count_ = 0;
+};
+
 // --- from parameters to slopes and shares ----------------------------------------------------------------------------
 
 template <class T>
@@ -363,11 +388,12 @@ PYGEN_INLINE void evaluate(const SplineNumbers<T>& numbers, const SplineBin<T>& 
 // Of `count` vectors x the values, in their place, and the logarithms of the slopes.
 template <bool kKnots, bool kInverse, class T>
 __attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, int64_t count,
-                                            const SplineMemory<T>& blocks, T* value, T* slope) {
+                                            const SplineMemory<T>& blocks, T* value, T* slope, SplineAhead ahead = {}) {
   constexpr int64_t W = Vec<T>::size();
   SplineBin<T> bins[kVectors];
   for (int64_t i = 0; i < count; ++i) {
     SplineShares<T> x, y;
+    ahead.ask();
     bins[i] = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), x, y);
   }
   end_slopes<false>(numbers, bins, count);
@@ -463,11 +489,12 @@ PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin
 template <bool kKnots, bool kInverse, class T>
 __attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& numbers, int64_t count,
                                                      const SplineMemory<T>& blocks, T* value, const T* grad_y,
-                                                     const T* grad_logabsdet) {
+                                                     const T* grad_logabsdet, SplineAhead ahead = {}) {
   constexpr int64_t W = Vec<T>::size();
   SplineBin<T> bins[kVectors];
   SplineShares<T> x[kVectors], y[kVectors];
   for (int64_t i = 0; i < count; ++i) {
+    ahead.ask();
     bins[i] = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), x[i], y[i]);
   }
   end_slopes<true>(numbers, bins, count);
@@ -504,6 +531,20 @@ class SplineRows {
   PYGEN_INLINE void load(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
     for (int i = 0; i < kSplineKinds; ++i) lanes_[i].load(at(i, r, first), n, own(i, b));
     spline_ends(args_, b);
+  }
+
+  // n elements from number `first` of run r, in so many turns, where an element's lie side by side
+  SplineAhead ahead(int64_t r, int64_t first, int64_t n, int64_t turns) const {
+    SplineAhead lines;
+    const P* end = nullptr;
+    for (int i = 0; i < kSplineKinds && n > 0; ++i) {
+      const SplinePlaces& p = places_[i];
+      const P* const begin = at(i, r, first);
+      if (p.step != 1 || (begin < end && begin >= end - n * p.element)) continue;  // views of one tensor
+      lines.add(begin, n * p.element * int64_t(sizeof(P)), turns);
+      end = begin + n * p.element;
+    }
+    return lines;
   }
 
   PYGEN_INLINE void store(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
@@ -544,8 +585,8 @@ PYGEN_INLINE void store_values(X* to, const T* from, int64_t n) {
   n == W ? store_run(to, from, W, false) : store_run(to, from, n, false);  // a constant size takes no call of memcpy
 }
 
-// Calls load(i, run, first element of it, how many), of up to kVectors vectors of one run, then work(how many vectors),
-// then store as load; and so on through the elements.
+// Calls load(i, run, first element of it, how many), of up to kVectors vectors of one run, then work(how many vectors,
+// run, first and how many elements that are next in it), then store as load; and so on through the elements.
 template <int64_t W, class Load, class Work, class Store>
 PYGEN_INLINE void for_vectors_of_runs(int64_t run, int64_t begin, int64_t end, const Load& load, const Work& work,
                                       const Store& store) {
@@ -557,7 +598,8 @@ PYGEN_INLINE void for_vectors_of_runs(int64_t run, int64_t begin, int64_t end, c
         for (int64_t i = 0; i < vectors; ++i) f(i, r, first + at + i * W, std::min(W, n - i * W));
       };
       each(load);
-      work(vectors);
+      const int64_t next = at + n;
+      work(vectors, r, first + next, std::min(kVectors * W, count - next));
       each(store);
     }
   });
@@ -598,7 +640,9 @@ bool spline(const SplineArgs& a, int64_t begin, int64_t end) {
         load_values(value + i * W, static_cast<const X*>(a.x) + r * a.run + first, n);
         if (a.bounded) fine &= admitted(numbers, blocks[i], value + i * W);
       },
-      [&](int64_t vectors) { kernel(numbers, vectors, blocks, value, slope); },
+      [&](int64_t vectors, int64_t r, int64_t next, int64_t n) {
+        kernel(numbers, vectors, blocks, value, slope, parameters.ahead(r, next, n, vectors));
+      },
       [&](int64_t i, int64_t r, int64_t first, int64_t n) {
         const int64_t e = r * a.run + first;
         store_values(static_cast<X*>(a.y) + e, value + i * W, n);
@@ -628,7 +672,9 @@ void spline_backward(const SplineArgs& a, int64_t begin, int64_t end) {
         load_values(grad_y + i * W, static_cast<const X*>(a.grad_y) + e * y_step, n, y_step);
         load_values(grad_logabsdet + i * W, static_cast<const T*>(a.grad_logabsdet) + e * l_step, n, l_step);
       },
-      [&](int64_t vectors) { kernel(numbers, vectors, blocks, value, grad_y, grad_logabsdet); },
+      [&](int64_t vectors, int64_t r, int64_t next, int64_t n) {
+        kernel(numbers, vectors, blocks, value, grad_y, grad_logabsdet, parameters.ahead(r, next, n, vectors));
+      },
       [&](int64_t i, int64_t r, int64_t first, int64_t n) {
         if (a.grad_x) store_values(static_cast<X*>(a.grad_x) + r * a.run + first, value + i * W, n);
         gradients.store(r, first, n, blocks[i]);
