@@ -26,5 +26,3 @@ def compiled(source: Path, folder: Path) -> ctypes.CDLL:
 
 def pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-
-
