@@ -354,9 +354,10 @@ __global__ void __launch_bounds__(kThreads) pack(const __grid_constant__ Launch<
   }
 }
 
-// As many blocks as have memory, which take turns.
+// As many blocks as have memory, which take turns. Blocks that a multiprocessor is to hold bound the registers.
 template <class T, template <class> class Feature, bool kBackward>
-__global__ void __launch_bounds__(kThreads) sweep(const __grid_constant__ Launch<T> a) {
+__global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 2 : 1) + !kBackward)
+    sweep(const __grid_constant__ Launch<T> a) {
   for (int64_t first = int64_t(blockIdx.x) * kLanes; first < a.batch; first += int64_t(gridDim.x) * kLanes) {
     Sweep<T, Feature> own(a, first);
     if constexpr (kBackward) {

@@ -22,7 +22,7 @@ def _silu_slope(h: Tensor) -> Tensor:
 # name: f, f'
 NONLINEARITIES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "relu": (F.relu, lambda h: (h > 0).to(h.dtype)),
-    "leaky_relu": (F.leaky_relu, lambda h: torch.where(h > 0, 1.0, 0.01).to(h.dtype)),
+    "leaky_relu": (F.leaky_relu, lambda h: torch.where(h > 0, torch.ones_like(h), 0.01)),
     "elu": (F.elu, lambda h: torch.where(h > 0, 1, h.clamp(max=0).exp())),
     "tanh": (torch.tanh, lambda h: 1 - torch.tanh(h).square()),
     "sigmoid": (torch.sigmoid, lambda h: torch.sigmoid(h) * torch.sigmoid(-h)),
