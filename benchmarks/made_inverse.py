@@ -1,6 +1,6 @@
-"""Sampling by masked autoregressive layers: one sweep, beside nflows' inverse ("eager"), a pass for each feature.
-
-Layers of nflows with residual nets (two blocks), and the same layers of ours: affine, as in MAF, and splines of 8 bins.
+"""Sampling by masked autoregressive layers: one sweep, beside nflows' inverse ("eager"), a pass of the net for each
+feature. Layers of nflows with residual nets (two blocks), and the same layers of ours: affine, as in MAF, and splines
+of 8 bins.
 """
 
 from __future__ import annotations
