@@ -76,24 +76,25 @@ std::tuple<Tensor, Tensor> made_inverse(const Tensor& y, TensorList weights, Ten
   return {x.to(y.scalar_type()), logabsdet};
 }
 
-Tensor made_inverse_backward(const Tensor& grad_x, const Tensor& grad_logabsdet, const Tensor& x, const Tensor& y,
-                             TensorList weights, TensorList biases, TensorList degrees, std::string_view options,
-                             std::string_view own) {
+std::tuple<Tensor, Tensor> made_inverse_backward(const Tensor& grad_x, const Tensor& grad_logabsdet, const Tensor& x,
+                                                 const Tensor& y, TensorList weights, TensorList biases,
+                                                 TensorList degrees, std::string_view options, std::string_view own) {
   const MadeOptions o = parse_options<MadeOptions>(options);
   if (!y.is_cpu() || !admits(y, weights, biases, degrees, o, own) || !admits_backward(grad_x, grad_logabsdet, x, y)) {
     return refuse("pygen::made_inverse_backward", &made_inverse_backward, grad_x, grad_logabsdet, x, y, weights, biases,
                   degrees, options, own);
   }
   Call call(y, weights, biases, degrees, o, own);
-  Tensor grad_y = empty(y.sizes(), call.type);
+  Tensor grad_y = empty(y.sizes(), call.type), total = empty(y.sizes(), call.type);
   if (y.size(0)) {
     const auto dense = [&](const Tensor& t) { return t.to(call.type).contiguous(); };
     const Tensor found = dense(x), g_x = dense(grad_x), g_l = dense(grad_logabsdet);
     call.args.found = found.const_data_ptr(), call.args.grad_x = g_x.const_data_ptr();
     call.args.grad_logabsdet = g_l.const_data_ptr(), call.args.grad_y = grad_y.mutable_data_ptr();
+    call.args.grad_total = total.mutable_data_ptr();
     call.run(kernels<MadeKernels>().backward[call.by_type()]);
   }
-  return grad_y.to(y.scalar_type());
+  return {grad_y.to(y.scalar_type()), total.to(y.scalar_type())};
 }
 
 TORCH_LIBRARY_IMPL(pygen, CPU, m) {

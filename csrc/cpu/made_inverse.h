@@ -407,6 +407,7 @@ class Sweep {
       features_back(step);
     }
     put(a_.grad_y, grad_y_);
+    put(a_.grad_total, grad_x_);
   }
 
  private:

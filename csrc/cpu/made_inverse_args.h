@@ -41,7 +41,7 @@ struct MadeArgs {
   void *x, *logabsdet;  // forward
   const void* found;    // backward: x
   const void *grad_x, *grad_logabsdet;
-  void* grad_y;
+  void *grad_y, *grad_total;  // total: of x, with what later features pass on
 
   // of a hidden layer: whether others read f of it; whether a later one adds it
   bool f_follows(int64_t l) const { return !residual || l + 1 < hidden; }

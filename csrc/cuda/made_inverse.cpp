@@ -35,6 +35,7 @@ bool run(const MadeCall& call, bool backward) {
   a.y = static_cast<const T*>(from.y), a.x = static_cast<T*>(from.x), a.logabsdet = static_cast<T*>(from.logabsdet);
   a.found = static_cast<const T*>(from.found), a.grad_x = static_cast<const T*>(from.grad_x);
   a.grad_logabsdet = static_cast<const T*>(from.grad_logabsdet), a.grad_y = static_cast<T*>(from.grad_y);
+  a.grad_total = static_cast<T*>(from.grad_total);
 
   // What is freed when this returns is used again in the order of the stream alone.
   const auto stream = c10::cuda::getCurrentCUDAStream();
@@ -74,9 +75,9 @@ std::tuple<Tensor, Tensor> made_inverse(const Tensor& y, TensorList weights, Ten
   return {x.to(y.scalar_type()), logabsdet};
 }
 
-Tensor made_inverse_backward(const Tensor& grad_x, const Tensor& grad_logabsdet, const Tensor& x, const Tensor& y,
-                             TensorList weights, TensorList biases, TensorList degrees, std::string_view options,
-                             std::string_view own) {
+std::tuple<Tensor, Tensor> made_inverse_backward(const Tensor& grad_x, const Tensor& grad_logabsdet, const Tensor& x,
+                                                 const Tensor& y, TensorList weights, TensorList biases,
+                                                 TensorList degrees, std::string_view options, std::string_view own) {
   const MadeOptions o = parse_options<MadeOptions>(options);
   const auto refused = [&] {
     return refuse("pygen::made_inverse_backward", &made_inverse_backward, grad_x, grad_logabsdet, x, y, weights, biases,
@@ -89,11 +90,13 @@ Tensor made_inverse_backward(const Tensor& grad_x, const Tensor& grad_logabsdet,
   MadeCall call(y, weights, biases, degrees, o, own, cuda_made::kTileRows);
   const auto dense = [&](const Tensor& t) { return t.to(call.type).contiguous(); };
   const Tensor found = dense(x), g_x = dense(grad_x), g_l = dense(grad_logabsdet);
-  Tensor grad_y = at::empty(y.sizes(), y.options().dtype(call.type));
+  const auto type = y.options().dtype(call.type);
+  Tensor grad_y = at::empty(y.sizes(), type), total = at::empty(y.sizes(), type);
   call.args.found = found.const_data_ptr(), call.args.grad_x = g_x.const_data_ptr();
   call.args.grad_logabsdet = g_l.const_data_ptr(), call.args.grad_y = grad_y.mutable_data_ptr();
+  call.args.grad_total = total.mutable_data_ptr();
   if (!run(call, true)) return refused();
-  return grad_y.to(y.scalar_type());
+  return {grad_y.to(y.scalar_type()), total.to(y.scalar_type())};
 }
 
 TORCH_LIBRARY_IMPL(pygen, CUDA, m) {

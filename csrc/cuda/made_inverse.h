@@ -78,7 +78,7 @@ struct Launch {
   const T* y;
   T *x, *logabsdet;                          // forward
   const T *found, *grad_x, *grad_logabsdet;  // backward
-  T* grad_y;
+  T *grad_y, *grad_total;
   // memory of a block: rows of kLanes numbers
   T* scratch;
   int64_t scratch_rows, x_row, grad_x_row, parameter_row;

@@ -313,7 +313,7 @@ class Sweep {
       const int64_t at = sample_ * a_.features + order(0, j);
       const T grad_y = feature_.differentiate(a_.y[at], *row(a_.x_row + j), *row(a_.grad_x_row + j), grad_log_slope,
                                               parameters_of(part, j));
-      if (exists_) a_.grad_y[at] = grad_y;
+      if (exists_) a_.grad_y[at] = grad_y, a_.grad_total[at] = *row(a_.grad_x_row + j);
     }
     __syncthreads();
     multiply_back(a_.hidden, part, row(a_.parameter_row), (part.last - part.first) * a_.parameters);

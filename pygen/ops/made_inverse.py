@@ -249,20 +249,21 @@ def _default_backward(
     degrees: Sequence[Tensor],
     options: MadeOptions,
     own: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     _check_backward(grad_x, grad_logabsdet, x, y, weights, biases, degrees, options, own)
     _check_degrees(degrees, options)
     with without_autocast(y):
-        grad_y = reference.made_inverse_backward(
+        grad_y, total = reference.made_inverse_backward(
             grad_x, grad_logabsdet, x, y, weights, biases, degrees, **options.net, transform=options.transform,
             **_own(options, own),
         )  # fmt: skip
-    return grad_y.contiguous()
+    return grad_y.contiguous(), total.contiguous()
 
 
-def _fake_backward(grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, *net: Any) -> Tensor:
+def _fake_backward(grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, *net: Any) -> tuple[Tensor, Tensor]:
     _check_backward(grad_x, grad_logabsdet, x, y, *net)
-    return torch.empty_like(y, memory_format=torch.contiguous_format)
+    grad_y = torch.empty_like(y, memory_format=torch.contiguous_format)
+    return grad_y, torch.empty_like(grad_y)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -272,50 +273,45 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_x: Tensor, grad_logabsdet: Tensor) -> tuple[Any, ...]:
-    """By the implicit function theorem: where the transform T of x and the net's weights gives y, and u is the gradient
-    of y, that of the weights is what -u of T's output and -grad_logabsdet of its log |det| give them."""
+    """What a feature gets, all told, its parameters get too, and with all of these the net is run backwards once: what
+    the implicit function theorem says, without a division."""
     x, y, *rest = ctx.saved_tensors
     weights, biases, degrees = (rest[i * ctx.layers : (i + 1) * ctx.layers] for i in range(3))
-    grad_y = torch.ops.pygen.made_inverse_backward(
+    grad_y, total = torch.ops.pygen.made_inverse_backward(
         grad_x, grad_logabsdet, x, y, weights, biases, degrees, ctx.options, ctx.own
     )
     _, need_weights, need_biases, *_ = ctx.needs_input_grad
+    nothing = [None] * ctx.layers
     if not any(need_weights) and not any(need_biases):
-        return grad_y, [None] * ctx.layers, [None] * ctx.layers, [None] * ctx.layers, None, None
+        return grad_y, nothing, nothing, nothing, None, None
     options = MadeOptions.parse(ctx.options)
     storage, wide = weights[0].dtype, _wide(y)
     net = ([w.to(wide) for w in weights], [b.to(wide) for b in biases], degrees)
-    x, grad_y_wide = x.to(wide), grad_y.to(wide)
+    x, y, total = x.to(wide), y.to(wide), total.to(wide)
     with without_autocast(y):
         params, pullback = reference.made_and_pullback(x, *net, **options.net)
-        grad_params = _params_backward(-grad_y_wide, -grad_logabsdet, x, params, options, ctx.own)
-        _, of_weights, of_biases = pullback(grad_params)
+        _, of_weights, of_biases = pullback(_params_backward(total, grad_logabsdet, x, y, params, options, ctx.own))
 
     def wanted(grads: list[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
         return [grad.to(storage) if need else None for grad, need in zip(grads, needs, strict=True)]
 
-    nothing = [None] * ctx.layers
     return grad_y, wanted(of_weights, need_weights), wanted(of_biases, need_biases), nothing, None, None
 
 
 def _params_backward(
-    grad: Tensor, grad_logdet: Tensor, x: Tensor, params: Tensor, options: MadeOptions, own: str
+    grad: Tensor, grad_logdet: Tensor, x: Tensor, y: Tensor, params: Tensor, options: MadeOptions, own: str
 ) -> Tensor:
-    """The gradient of params [B, D P] of the transform of x, forward."""
-    needs: tuple[bool, ...]
+    """The gradient of params [B, D P] of the inverse transform from y to x."""
     if options.transform == "spline":
-        forward = str(spline.SplineOptions(**(vars(spline.SplineOptions.parse(own)) | {"inverse": False})))
-        each, needs = params.unflatten(1, (x.shape[1], -1)), (False, True, False, False)
+        each = params.unflatten(1, (x.shape[1], -1))
         _, grads, *_ = torch.ops.pygen.rational_quadratic_spline_backward(
-            grad, grad_logdet[:, None].expand_as(x), x, each, None, None, forward, *needs
+            grad, grad_logdet[:, None].expand_as(x), y, each, None, None, own, False, True, False, False
         )
         return grads.flatten(1)  # type: ignore[no-any-return]
-    parsed = coupling.CouplingOptions(**(vars(coupling.CouplingOptions.parse(own)) | {"inverse": False}))
-    saved = x
-    if parsed.multiply_last:  # it keeps what comes out
-        saved, _ = torch.ops.pygen.affine_coupling(x, params, None, None, None, str(parsed))
+    parsed = coupling.CouplingOptions.parse(own)
+    saved = None if parsed.additive else x if parsed.multiply_last else y
     _, grads, _ = torch.ops.pygen.affine_coupling_backward(
-        grad, grad_logdet, None if parsed.additive else saved, params, None, None, str(parsed), False, True, False
+        grad, grad_logdet, saved, params, None, None, own, False, True, False
     )
     return grads  # type: ignore[no-any-return]
 
@@ -333,7 +329,8 @@ define(
     options=MadeOptions,
 )
 define(
-    f"made_inverse_backward(Tensor grad_x, Tensor grad_logabsdet, Tensor x, Tensor y, {_NET}) -> Tensor grad_y",
+    f"made_inverse_backward(Tensor grad_x, Tensor grad_logabsdet, Tensor x, Tensor y, {_NET}) -> "
+    "(Tensor grad_y, Tensor grad_total)",
     family=OP,
     default=_default_backward,
     fake=_fake_backward,

@@ -126,29 +126,70 @@ def apply_transform(
     return y.view_as(x), slopes.view_as(x)
 
 
-def apply_transform_backward(
-    grad: Tensor, grad_slopes: Tensor, x: Tensor, params: Tensor, name: str, options: dict[str, Any], inverse: bool
+def invert_transform_backward(
+    grad: Tensor, grad_slopes: Tensor, y: Tensor, x: Tensor, params: Tensor, name: str, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and params."""
+    """Gradients of y and params, of the inverse transform, which made x of y."""
     each = params.unflatten(1, (x.shape[1], -1))
     if name == "spline":
-        grad_x, grad_params, *_ = rational_quadratic_spline_backward(
-            grad, grad_slopes, x, each, None, None, inverse=inverse, **options
+        grad_y, grad_params, *_ = rational_quadratic_spline_backward(
+            grad, grad_slopes, y, each, None, None, inverse=True, **options
         )
-        return grad_x, grad_params.flatten(1)
-    column, rows = x.reshape(-1, 1), each.flatten(0, 1)
-    saved: Tensor | None = column
-    if options.get("activation") == "additive":
-        saved = None
-    elif (options.get("shift", "after") == "before") != inverse:  # it keeps what comes out
-        saved, _ = affine_coupling(column, rows, **_affine(options, inverse))
-    grad_x, grad_params, _ = affine_coupling_backward(
-        grad.reshape(-1, 1), grad_slopes.reshape(-1), saved, rows, **_affine(options, inverse)
+        return grad_y, grad_params.flatten(1)
+    kept = y if options.get("shift", "after") == "before" else x
+    saved = None if options.get("activation") == "additive" else kept.reshape(-1, 1)
+    grad_y, grad_params, _ = affine_coupling_backward(
+        grad.reshape(-1, 1), grad_slopes.reshape(-1), saved, each.flatten(0, 1), **_affine(options, True)
     )
-    return grad_x.view_as(x), grad_params.view_as(params)
+    return grad_y.view_as(y), grad_params.view_as(params)
 
 
 # --- the inverse ------------------------------------------------------------------------------------------------------
+
+
+class _Net:
+    """A net whose units are computed degree by degree, by whole layers' products; NaN stays where it belongs."""
+
+    def __init__(
+        self,
+        y: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        degrees: Sequence[Tensor],
+        nonlinearity: str,
+        residual: bool,
+    ) -> None:
+        self.weights = masked([w.to(y.dtype) for w in weights], degrees)
+        self.biases = [b.to(y.dtype) for b in biases]
+        self.order = torch.cat(list(degrees)).unique().unbind()  # before they are where y is
+        self.of_x, *self.of_layers = (d.to(y.device) for d in degrees)
+        self.residual = residual
+        self.f, self.slope = NONLINEARITIES[nonlinearity]
+        self.layers = [y.new_zeros(y.shape[0], len(d)) for d in self.of_layers]
+
+    def read(self, i: int) -> Tensor:
+        """A layer as the next one reads it."""
+        last = i % len(self.layers) + 1 == len(self.layers)
+        return self.layers[i] if self.residual and last else self.f(self.layers[i])
+
+    def adds(self, i: int) -> bool:
+        """Whether the layer two below is added to this one."""
+        return self.residual and i >= 2 and i % 2 == 0
+
+    def params(self, degree: Tensor) -> Tensor:
+        """[B, D P], right for the features of a degree."""
+        read = torch.where(self.of_layers[-1] < degree, self.read(-1), 0)
+        return F.linear(read, self.weights[-1]) + self.biases[-1]
+
+    def units(self, x: Tensor, degree: Tensor) -> None:
+        """Computes the units of a degree."""
+        read, known = x, self.of_x <= degree
+        for i, own in enumerate(self.of_layers):
+            h = F.linear(torch.where(known, read, 0), self.weights[i]) + self.biases[i]
+            if self.adds(i):
+                h = h + self.layers[i - 2]
+            self.layers[i] = torch.where(own == degree, h, self.layers[i])
+            read, known = self.read(i), own <= degree
 
 
 def made_inverse(
@@ -162,27 +203,15 @@ def made_inverse(
     transform: str = "affine",
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """See `pygen.ops.made_inverse`: degree by degree, the features, then the units, each by whole layers' products."""
-    dtype, storage = torch.promote_types(y.dtype, torch.float32), y.dtype
-    y, weights, biases = y.to(dtype), masked([w.to(dtype) for w in weights], degrees), [b.to(dtype) for b in biases]
-    order = torch.cat(list(degrees)).unique().unbind()  # before they are where y is
-    of_x, *of_layers = (d.to(y.device) for d in degrees)
-    f, _ = NONLINEARITIES[nonlinearity]
-    x, each = torch.zeros_like(y), torch.zeros_like(y)
-    layers = [y.new_zeros(y.shape[0], len(d)) for d in of_layers]
-    for degree in order:
-        read = layers[-1] if residual else f(layers[-1])
-        params = F.linear(torch.where(of_layers[-1] < degree, read, 0), weights[-1]) + biases[-1]
-        found, slopes = apply_transform(y, params, transform, options, True)
-        x, each = (torch.where(of_x == degree, new, old) for new, old in ((found, x), (slopes, each)))
-        read, known = x, of_x <= degree
-        for i, own in enumerate(of_layers):
-            h = F.linear(torch.where(known, read, 0), weights[i]) + biases[i]
-            if residual and i > 0 and i % 2 == 0:
-                h = h + layers[i - 2]
-            layers[i] = torch.where(own == degree, h, layers[i])
-            read, known = f(layers[i]), own <= degree
-    return x.to(storage), each.sum(1)
+    """See `pygen.ops.made_inverse`: degree by degree, the features, then the units."""
+    y, storage = y.to(torch.promote_types(y.dtype, torch.float32)), y.dtype
+    net = _Net(y, weights, biases, degrees, nonlinearity, residual)
+    x, slopes = torch.zeros_like(y), torch.zeros_like(y)
+    for degree in net.order:
+        found = apply_transform(y, net.params(degree), transform, options, True)
+        x, slopes = (torch.where(net.of_x == degree, new, old) for new, old in zip(found, (x, slopes), strict=True))
+        net.units(x, degree)
+    return x.to(storage), slopes.sum(1)
 
 
 def made_inverse_backward(
@@ -198,19 +227,34 @@ def made_inverse_backward(
     residual: bool = True,
     transform: str = "affine",
     **options: Any,
-) -> Tensor:
-    """The gradient of y: features pass on what they got to those of lower degrees that their parameters depend on."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of y, and of x with what features pass on to those of lower degrees that their parameters depend on."""
     dtype, storage = torch.promote_types(y.dtype, torch.float32), y.dtype
-    x, y, grad_x, grad_logabsdet = (t.to(dtype) for t in (x, y, grad_x, grad_logabsdet))
-    weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
-    grad_slopes = grad_logabsdet[:, None].expand_as(y)
-    net: dict[str, Any] = {"nonlinearity": nonlinearity, "residual": residual}
-    params, pullback = made_and_pullback(x, weights, biases, degrees, **net)
-    grad_y = torch.zeros_like(y)
-    for degree in reversed(degrees[0].unique().unbind()):
-        own = (degrees[0] == degree).to(y.device)
-        of_y, of_params = apply_transform_backward(grad_x, grad_slopes, y, params, transform, options, True)
+    x, y, total, grad_logabsdet = (t.to(dtype) for t in (x, y, grad_x, grad_logabsdet))
+    net = _Net(y, weights, biases, degrees, nonlinearity, residual)
+    for degree in net.order:
+        net.units(x, degree)
+    grad_y, grad_slopes = torch.zeros_like(y), grad_logabsdet[:, None].expand_as(y)
+    of_reads = [torch.zeros_like(h) for h in net.layers]  # gradients of layers as they are read, and as they are added
+    of_added = [torch.zeros_like(h) for h in net.layers]
+    highest = degrees[0].max()
+    for degree in reversed([d for d in net.order if d <= highest]):
+        for i in reversed(range(len(net.layers))) if degree < highest else ():
+            whole = residual and i + 1 == len(net.layers)
+            grad = of_reads[i] if whole else of_reads[i] * net.slope(net.layers[i])
+            own = net.of_layers[i] == degree
+            grad = torch.where(own, grad + of_added[i], 0)
+            if net.adds(i):
+                of_added[i - 2] = of_added[i - 2] + grad
+            below = grad @ torch.where(own[:, None], net.weights[i], 0)
+            if i:
+                of_reads[i - 1] = of_reads[i - 1] + torch.where(net.of_layers[i - 1] <= degree, below, 0)
+            else:
+                total = total + torch.where(net.of_x <= degree, below, 0)
+        own, params = net.of_x == degree, net.params(degree)
+        of_y, of_params = invert_transform_backward(total, grad_slopes, y, x, params, transform, options)
         grad_y = torch.where(own, of_y, grad_y)
-        of_params = torch.where(own.repeat_interleave(params.shape[1] // len(own)), of_params, 0)
-        grad_x = grad_x + pullback(of_params)[0]
-    return grad_y.to(storage)
+        rows = own.repeat_interleave(params.shape[1] // len(own))
+        below = torch.where(rows, of_params, 0) @ torch.where(rows[:, None], net.weights[-1], 0)
+        of_reads[-1] = of_reads[-1] + torch.where(net.of_layers[-1] < degree, below, 0)
+    return grad_y.to(storage), total.to(storage)

@@ -25,7 +25,7 @@ struct Arguments {
   const void* y;
   void *x, *logabsdet;
   const void *found, *grad_x, *grad_logabsdet;
-  void* grad_y;
+  void *grad_y, *grad_total;
   int64_t shares, blocks, order;
 };
 
@@ -67,6 +67,7 @@ int run(const Arguments& from) {
   a.y = static_cast<const T*>(from.y), a.x = static_cast<T*>(from.x), a.logabsdet = static_cast<T*>(from.logabsdet);
   a.found = static_cast<const T*>(from.found), a.grad_x = static_cast<const T*>(from.grad_x);
   a.grad_logabsdet = static_cast<const T*>(from.grad_logabsdet), a.grad_y = static_cast<T*>(from.grad_y);
+  a.grad_total = static_cast<T*>(from.grad_total);
   options.is_spline ? run<T, Spline>(a, from) : run<T, Affine>(a, from);
   return 0;
 }

@@ -206,22 +206,35 @@ def errors() -> Iterator[ErrorInput]:
 
 OF_LAYERS = {f"{kind}{i}": "parameters" for i in range(MOST) for kind in "wbc"}
 OF_SAMPLES = frozenset(f"c{i}" for i in range(MOST))
+BATCHED = frozenset({"y", "x", "logabsdet", "grad_total"}) | OF_SAMPLES
 
 
 def allowance(
     spec: OpSpec, s: Sample, inputs: Any, outputs: Any, upstream: Any, dtypes: Dtypes
 ) -> dict[str, Tensor | float]:
-    """What y would change that is off by a few units in the last place: rounding early in the sweep is like that, and
-    how much of it there is in eager is luck. An allowance, also of 0, excuses gradients of weights from where NaN may
-    be: the net is run whole for them, in which a NaN times a zero is one."""
+    """What y would change that is off by a few units in the last place (of 16-bit y in its own: the backward keeps an x
+    that was rounded so), at most in a sample or a weight: rounding early in the sweep is like that, and how much of it
+    there is in eager, and where, is luck. An allowance, also of 0, excuses gradients of weights from where NaN may be:
+    the net is run whole for them, in which a NaN times a zero is one."""
     y = inputs["y"]
-    step = 4 * torch.finfo(dtypes.accumulate).eps * float(y.abs().max() if y.numel() else 0)
+    eps = max(
+        8 * torch.finfo(dtypes.accumulate).eps, 4 * torch.finfo(dtypes.data).eps if dtypes.data.itemsize == 2 else 0
+    )
+    step = eps * float(y.abs().max() if y.numel() else 0)
     results = []
     for way in (0, 1, -1):
         moved, grads = evaluate(spec, spec.reference, Call(inputs | {"y": y + way * step}, s.options), upstream)
         results.append(moved | grads)
     here, *moved_by = results
-    return {k: torch.stack([(t[k] - v).abs().nan_to_num(0) for t in moved_by]).amax(0) for k, v in here.items()}
+
+    def most(name: str) -> Tensor:
+        moved = torch.stack([(t[name] - here[name]).abs().nan_to_num(0) for t in moved_by]).amax(0)
+        if not moved.numel():
+            return moved
+        of_samples = name.removeprefix("grad_") in BATCHED
+        return (moved.amax(-1, keepdim=True) if of_samples else moved.amax()).expand_as(moved)
+
+    return {name: most(name) for name in here}
 
 
 SPEC = register(
@@ -249,7 +262,7 @@ _BACKWARD = torch.ops.pygen.made_inverse_backward.default
 
 def call_backward(
     grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, degrees: Degrees, words: str, own: str, **given: Any
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The op, as the backend in force runs it."""
     arguments = (grad_x, grad_logabsdet, x, y, *layers(given, degrees), words, own)
     if pygen.backends.forced == "reference":
@@ -259,7 +272,7 @@ def call_backward(
 
 def reference_backward(
     grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, degrees: Degrees, words: str, own: str, **given: Any
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     options = MadeOptions.parse(words)
     return reference.made_inverse_backward(
         grad_x, grad_logabsdet, x, y, *layers(given, degrees), **options.net, transform=options.transform,
@@ -286,9 +299,9 @@ BACKWARD = register(
         name="made_inverse_backward",
         function=call_backward,
         reference=reference_backward,
-        outputs=("grad_y",),
+        outputs=("grad_y", "grad_total"),
         roles={"grad_x": "data", "grad_logabsdet": "accumulate", "x": "data", "y": "data"} | OF_LAYERS,
-        batched=frozenset({"grad_x", "grad_logabsdet", "x", "y", "grad_y"}) | OF_SAMPLES,
+        batched=frozenset({"grad_x", "grad_logabsdet", "x", "y", "grad_y", "grad_total"}) | OF_SAMPLES,
         order=0,
         dtypes=DTYPES,
         samples=backward_samples,

@@ -37,7 +37,8 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("hidden", "parameters", "wide", "backward", "batch")),
         *((name, ctypes.c_void_p) for name in ("weights", "biases", "bias_samples")),
         *((name, ctypes.c_char_p) for name in ("options", "own")),
-        *((name, ctypes.c_void_p) for name in ("y", "x", "logabsdet", "found", "grad_x", "grad_logabsdet", "grad_y")),
+        *((name, ctypes.c_void_p) for name in ("y", "x", "logabsdet", "found", "grad_x", "grad_logabsdet")),
+        *((name, ctypes.c_void_p) for name in ("grad_y", "grad_total")),
         *((name, ctypes.c_int64) for name in ("shares", "blocks", "order")),
     )
 
@@ -64,9 +65,10 @@ class OnTheHost(TorchDispatchMode):
             return x, logabsdet
         if func is torch.ops.pygen.made_inverse_backward.default:
             grad_x, grad_logabsdet, x, y, *net = args
-            grad_y = torch.full_like(y, torch.nan).contiguous()
-            self._run(y, *net, found=x, grad_x=grad_x, grad_logabsdet=grad_logabsdet, grad_y=grad_y)
-            return grad_y
+            grad_y, grad_total = (torch.full_like(y, torch.nan).contiguous() for _ in range(2))
+            given = {"found": x, "grad_x": grad_x, "grad_logabsdet": grad_logabsdet}
+            self._run(y, *net, **given, grad_y=grad_y, grad_total=grad_total)
+            return grad_y, grad_total
         return func(*args, **(kwargs or {}))
 
     def _run(
@@ -143,7 +145,7 @@ def test_accuracy(kernel, sample, dtypes):
         grads = [random(f"upstream of {name}", *t.shape).to(t) for name, t in (("x", x), ("logabsdet", logabsdet))]
         backward = torch.ops.pygen.made_inverse_backward(*grads, x, y, *net, words, own)
         arguments = [t.double() for t in (*grads, x)]
-        assert_near((backward,), lambda y: (reference.made_inverse_backward(*arguments, y, *wide, **keywords),), y)
+        assert_near(backward, lambda y: reference.made_inverse_backward(*arguments, y, *wide, **keywords), y)
     assert mode.calls == 2
 
 
