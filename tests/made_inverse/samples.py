@@ -212,14 +212,14 @@ BATCHED = frozenset({"y", "x", "logabsdet", "grad_total"}) | OF_SAMPLES
 def allowance(
     spec: OpSpec, s: Sample, inputs: Any, outputs: Any, upstream: Any, dtypes: Dtypes
 ) -> dict[str, Tensor | float]:
-    """What y would change that is off by a few units in the last place (of 16-bit y in its own: the backward keeps an x
-    that was rounded so), at most in a sample or a weight: rounding early in the sweep is like that, and how much of it
-    there is in eager, and where, is luck. An allowance, also of 0, excuses gradients of weights from where NaN may be:
-    the net is run whole for them, in which a NaN times a zero is one."""
+    """What y would change that is off by a few units in the last place, at most in a sample or a weight: rounding early
+    in the sweep is like that, and how much of it there is in eager, and where, is luck. The backward of 16-bit y keeps
+    an x that was rounded to that, which may put a unit on the other side of a kink: units of its own last place, and
+    what they change at most anywhere. An allowance, also of 0, excuses gradients of weights from where NaN may be: the
+    net is run whole for them, in which a NaN times a zero is one."""
     y = inputs["y"]
-    eps = max(
-        8 * torch.finfo(dtypes.accumulate).eps, 4 * torch.finfo(dtypes.data).eps if dtypes.data.itemsize == 2 else 0
-    )
+    short = dtypes.data.itemsize == 2
+    eps = 4 * torch.finfo(dtypes.data).eps if short else 8 * torch.finfo(dtypes.accumulate).eps
     step = eps * float(y.abs().max() if y.numel() else 0)
     results = []
     for way in (0, 1, -1):
@@ -231,7 +231,7 @@ def allowance(
         moved = torch.stack([(t[name] - here[name]).abs().nan_to_num(0) for t in moved_by]).amax(0)
         if not moved.numel():
             return moved
-        of_samples = name.removeprefix("grad_") in BATCHED
+        of_samples = name.removeprefix("grad_") in BATCHED and not short
         return (moved.amax(-1, keepdim=True) if of_samples else moved.amax()).expand_as(moved)
 
     return {name: most(name) for name in here}
