@@ -69,11 +69,12 @@ class FlatFlow(Flow):
 
     def _transform(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         x, logdet = self._vectors(v)
-        z: tuple[Tensor, Tensor] = self.layers(x, logdet, condition)
-        return z
+        z, logdet = self.layers(x, logdet, condition)
+        return z, z.new_zeros(len(z)) if logdet is None else logdet
 
     def _inverse(self, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         x, logdet = self.layers(z, None, condition, inverse=True)
+        logdet = x.new_zeros(len(x)) if logdet is None else logdet
         x = x.unflatten(1, self.shape)
         v: tuple[Tensor, Tensor] = (x, logdet) if self.logit is None else self.logit(x, logdet, inverse=True)
         return v

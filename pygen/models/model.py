@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -275,8 +276,9 @@ class Model(nn.Module):
 
     @property
     def _like(self) -> Tensor:
-        """A parameter: the dtype and device to compute with."""
-        return next(self.parameters())
+        """A parameter, or else a buffer of numbers: the dtype and device to compute with."""
+        own = (t for t in itertools.chain(self.parameters(), self.buffers()) if t.is_floating_point())
+        return next(own, torch.empty(0))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

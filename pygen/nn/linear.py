@@ -64,11 +64,14 @@ class LULinear(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         diagonal = F.softplus(self.weight.diagonal()) + self.eps
         lower, upper = self.weight.tril(-1), self.weight.triu(1)
-        total = diagonal.log().sum()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = diagonal.to(wide).log().sum()
         if inverse:
             total = -total
-            y = torch.linalg.solve_triangular(lower.mT, x - self.bias, upper=True, left=False, unitriangular=True)
-            y = torch.linalg.solve_triangular((upper + diagonal.diag()).mT, y, upper=False, left=False)
+            lower, upper = lower.to(wide), (upper + diagonal.diag()).to(wide)
+            y = (x - self.bias).to(wide)
+            y = torch.linalg.solve_triangular(lower.mT, y, upper=True, left=False, unitriangular=True)
+            y = torch.linalg.solve_triangular(upper.mT, y, upper=False, left=False).to(x.dtype)
         else:
             u = torch.addmm(x * diagonal, x, upper.mT)
             y = torch.addmm(u + self.bias, u, lower.mT)
@@ -93,14 +96,16 @@ class Standardize(nn.Module):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Takes them from x [B, D]; a feature that never changes keeps a standard deviation of 1."""
-        std = x.std(0, correction=0)
+        if len(x) == 0 or x.shape[1:] != self.mean.shape:
+            raise ValueError(f"expected x [B, {len(self.mean)}] of at least one sample, got {list(x.shape)}")
+        changes = (x != x[:1]).any(0)  # a rounded deviation of what is constant may not be 0
         self.mean.copy_(x.mean(0))
-        self.std.copy_(torch.where(std > 0, std, 1))
+        self.std.copy_(torch.where(changes, x.std(0, correction=0), 1))
 
     def forward(
         self, x: Tensor, logdet: Tensor | None = None, condition: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
-        total = self.std.log().sum()
+        total = self.std.to(torch.promote_types(x.dtype, torch.float32)).log().sum()
         if inverse:
             y = x * self.std + self.mean
         else:

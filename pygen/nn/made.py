@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._arguments import check_choice, check_integer
+from ..ops.made_inverse import check_skips
 from ..reference.made_inverse import NONLINEARITIES, hidden_layers, masks
 from .nets import start_at, start_small
 
@@ -60,6 +61,8 @@ class MADE(nn.Module):
             raise ValueError(
                 f"expected degrees of {' and '.join(map(str, widths))} units, got {[len(each) for each in degrees]}"
             )
+        if residual:
+            check_skips(self.degrees)
         self.residual, self.nonlinearity = residual, nonlinearity
         for i, mask in enumerate(masks(self.degrees, features * outputs)):
             self.register_buffer(f"mask{i}", mask, persistent=False)

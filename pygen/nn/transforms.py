@@ -23,6 +23,8 @@ class Affine:
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
+        if not isinstance(self.eps, (int, float)):
+            raise TypeError(f"expected eps as a number, got {self.eps!r}")
         check_number("eps", self.eps, 0, 1 - 1e-9)
 
     @property
@@ -82,8 +84,8 @@ class Spline:
         return {key: value for key, value in asdict(self).items() if key != "bins"}
 
     def identity(self) -> Tensor:
-        """The parameters of y = x: equal bins, slopes of 1."""
-        slope = math.log(math.expm1(1 - self.min_derivative))
+        """The parameters of y = x: equal bins, slopes of 1 (or the least, if that is more)."""
+        slope = math.log(math.expm1(max(1 - self.min_derivative, 1e-6)))
         return torch.tensor([0.0] * (2 * self.bins) + [slope] * (self.parameters - 2 * self.bins))
 
     def __call__(

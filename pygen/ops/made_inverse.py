@@ -153,7 +153,7 @@ def _check(
                 raise ValueError(f"{OP}: expected {name}[{i}] on {y.device} as y, got {t.device}")
     _check_outputs(y, each, options, own)
     if options.residual:
-        _check_skips(widths, degrees)
+        _check_blocks(widths)
 
 
 def _check_outputs(y: Tensor, each: int, options: MadeOptions, own: str) -> None:
@@ -166,7 +166,7 @@ def _check_outputs(y: Tensor, each: int, options: MadeOptions, own: str) -> None
         raise ValueError(f"{OP}: expected {expected} outputs a feature, for scale and shift, got {each}")
 
 
-def _check_skips(widths: Sequence[int], degrees: Sequence[Tensor]) -> None:
+def _check_blocks(widths: Sequence[int]) -> None:
     if len(widths) % 2:
         raise ValueError(f"{OP}: expected 1 + 2 x blocks hidden layers of a residual net, got {len(widths) - 1}")
     for i in range(3, len(widths), 2):
@@ -174,9 +174,9 @@ def _check_skips(widths: Sequence[int], degrees: Sequence[Tensor]) -> None:
             raise ValueError(f"{OP}: expected a residual block to keep its {widths[i - 2]} units, got {widths[i]}")
 
 
-def _check_degrees(degrees: Sequence[Tensor], options: MadeOptions) -> None:
-    """By their values."""
-    for i in range(3, len(degrees), 2) if options.residual else ():
+def check_skips(degrees: Sequence[Tensor]) -> None:
+    """Raises where a degree falls over a block of a residual net, which would read what it may not."""
+    for i in range(3, len(degrees), 2):
         lower = degrees[i] < degrees[i - 2]
         if lower.any():
             first = int(lower.nonzero()[0])
@@ -215,7 +215,8 @@ def _default(
     own: str,
 ) -> tuple[Tensor, Tensor]:
     _check(y, weights, biases, degrees, options, own)
-    _check_degrees(degrees, options)
+    if options.residual:
+        check_skips(degrees)
     if options.transform == "spline" and y.device.type == "cpu":
         parsed = spline.SplineOptions.parse(own)
         if parsed.bounded:
@@ -251,7 +252,8 @@ def _default_backward(
     own: str,
 ) -> tuple[Tensor, Tensor]:
     _check_backward(grad_x, grad_logabsdet, x, y, weights, biases, degrees, options, own)
-    _check_degrees(degrees, options)
+    if options.residual:
+        check_skips(degrees)
     with without_autocast(y):
         grad_y, total = reference.made_inverse_backward(
             grad_x, grad_logabsdet, x, y, weights, biases, degrees, **options.net, transform=options.transform,

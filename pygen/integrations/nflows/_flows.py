@@ -156,13 +156,15 @@ def net_settings(net: Any, *, dropout: bool = True) -> dict[str, Any]:
     dropout: whether that counts in eval mode.
     """
     blocks = list(net.blocks)
-    activation = getattr(net, "activation", blocks[0].activation if blocks else F.relu)
-    name = nonlinearity(activation)
-    if name is None:
-        raise ValueError(f"expected an activation of {', '.join(_FUNCTIONS.values())}, got {activation}")
+    own = [net.activation] if hasattr(net, "activation") else []
+    activations = [*own, *(block.activation for block in blocks)] or [F.relu]
+    name, *others = dict.fromkeys(map(nonlinearity, activations))
+    if name is None or others:
+        expected = ", ".join(dict.fromkeys(_FUNCTIONS.values()))
+        raise ValueError(f"expected one activation of {expected}, got {list(dict.fromkeys(activations))}")
     if any(getattr(block, "use_batch_norm", False) or getattr(block, "batch_norm", None) for block in blocks):
         raise ValueError("expected nets without batch normalisation, under which a sample's density is its batch's")
-    if any(block.dropout.p for block in blocks if dropout or block.training):
+    if any(block.dropout.p for block in blocks if dropout or block.dropout.training):
         raise ValueError(f"expected nets without dropout, got a probability of {blocks[0].dropout.p}")
     return {"hidden": net.initial_layer.out_features, "blocks": len(blocks), "nonlinearity": name}
 

@@ -32,6 +32,8 @@ def swept(original: Inverse) -> Inverse:
                 kind, i = ours.split(".")
                 if kind == "conditions":
                     given = net.get_submodule(theirs)(context)
+                    if len(given) == 1:  # which nflows broadcasts
+                        given = given.expand(len(inputs), -1)
                     biases[int(i)] = biases[int(i)] + (given if int(i) else net.activation(given))
         return ops.made_inverse(
             inputs, [layer.weight * layer.mask for layer in layers], biases, made_degrees(net),
@@ -45,10 +47,14 @@ def swept(original: Inverse) -> Inverse:
 def _covered(t: Any) -> tuple[Affine | Spline, str] | None:
     """What a transform does to a feature, and its net's nonlinearity; None for what the sweep does not have."""
     from nflows import transforms
-    from nflows.transforms.made import MADE
+    from nflows.transforms.made import MADE, MaskedLinear
 
     net = t.autoregressive_net
-    if type(net) is not MADE:
+    if type(net) is not MADE or any(map(callable, vars(t).values())):  # methods of its own
+        return None
+    if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):  # old weight norm, pruning, a user's own
+        return None
+    if any(type(layer) is not MaskedLinear or layer.bias is None for layer in made_layers(net)):
         return None
     try:
         nonlinearity: str = net_settings(net, dropout=False)["nonlinearity"]
@@ -57,6 +63,6 @@ def _covered(t: Any) -> tuple[Affine | Spline, str] | None:
         if type(t) is transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform:
             # Nets that say how wide they are have their widths and heights divided.
             return None if hasattr(net, "hidden_features") else (spline_of(t), nonlinearity)
-    except ValueError:
+    except (TypeError, ValueError):  # of settings that are tensors, or numpy's
         pass
     return None
