@@ -292,12 +292,11 @@ def _backward(ctx: Any, grad_x: Tensor, grad_logabsdet: Tensor) -> tuple[Any, ..
     x, y, total = x.to(wide), y.to(wide), total.to(wide)
     with without_autocast(y):
         params, pullback = reference.made_and_pullback(x, *net, **options.net)
-        _, of_weights, of_biases = pullback(_params_backward(total, grad_logabsdet, x, y, params, options, ctx.own))
-
-    def wanted(grads: list[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-        return [grad.to(storage) if need else None for grad, need in zip(grads, needs, strict=True)]
-
-    return grad_y, wanted(of_weights, need_weights), wanted(of_biases, need_biases), nothing, None, None
+        grad = _params_backward(total, grad_logabsdet, x, y, params, options, ctx.own)
+        of_weights, of_biases = (
+            [None if g is None else g.to(storage) for g in grads] for grads in pullback(grad, need_weights, need_biases)
+        )
+    return grad_y, of_weights, of_biases, nothing, None, None
 
 
 def _params_backward(

@@ -74,7 +74,9 @@ def made(
     return F.linear(h if residual else NONLINEARITIES[nonlinearity][0](h), weights[-1]) + biases[-1]
 
 
-Pullback = Callable[[Tensor], tuple[Tensor, list[Tensor], list[Tensor]]]
+Needs = Sequence[bool]
+Gradients = list[Tensor | None]
+Pullback = Callable[[Tensor, Needs, Needs], tuple[Gradients, Gradients]]
 
 
 def made_and_pullback(
@@ -86,23 +88,25 @@ def made_and_pullback(
     nonlinearity: str = "relu",
     residual: bool = True,
 ) -> tuple[Tensor, Pullback]:
-    """The net's outputs, and what makes of their gradient those of x, the weights and the biases."""
+    """The net's outputs, and what makes of their gradient those of the weights and biases that are needed."""
     where = [mask.to(x.device) for mask in masks(degrees, weights[-1].shape[0])]
     weights = [torch.where(mask, w, 0) for mask, w in zip(where, weights, strict=True)]
     f, slope = NONLINEARITIES[nonlinearity]
     layers = hidden_layers(x, weights, biases, nonlinearity, residual)
     read = [x, *(f(h) for h in layers[:-1]), layers[-1] if residual else f(layers[-1])]
 
-    def pullback(grad: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def pullback(grad: Tensor, need_weights: Needs, need_biases: Needs) -> tuple[Gradients, Gradients]:
+        needed = [i for i, needs in enumerate(zip(need_weights, need_biases, strict=True)) if any(needs)]
         outputs = [grad] * len(weights)  # gradients of what each layer puts out
-        for i in reversed(range(len(layers))):
+        for i in reversed(range(min(needed, default=len(layers)), len(layers))):
             grad = outputs[i + 1] @ weights[i + 1]
             if not residual or i + 1 < len(layers):
                 grad = grad * slope(layers[i])
             outputs[i] = grad + outputs[i + 2] if residual and i % 2 == 0 and i + 2 < len(layers) else grad
-        of_weights = [torch.where(mask, g.mT @ h, 0) for mask, g, h in zip(where, outputs, read, strict=True)]
-        of_biases = [g if b.dim() == 2 else g.sum(0) for g, b in zip(outputs, biases, strict=True)]
-        return outputs[0] @ weights[0], of_weights, of_biases
+        into = zip(need_weights, where, outputs, read, strict=True)
+        of_weights = [torch.where(mask, g.mT @ h, 0) if need else None for need, mask, g, h in into]
+        sums = zip(need_biases, outputs, biases, strict=True)
+        return of_weights, [(g if b.dim() == 2 else g.sum(0)) if need else None for need, g, b in sums]
 
     return F.linear(read[-1], weights[-1]) + biases[-1], pullback
 

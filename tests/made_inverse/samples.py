@@ -45,10 +45,12 @@ def layers(given: dict[str, Tensor | None], degrees: Degrees) -> tuple[list[Tens
 
 
 def call(y: Tensor, degrees: Degrees, options: Sequence[tuple[str, Any]] = (), **given: Tensor | None) -> Any:
+    """The public function, of layers by name."""
     return ops.made_inverse(y, *layers(given, degrees), **dict(options))
 
 
 def truth(y: Tensor, degrees: Degrees, options: Sequence[tuple[str, Any]] = (), **given: Tensor | None) -> Any:
+    """The reference, likewise."""
     return reference.made_inverse(y, *layers(given, degrees), **dict(options))
 
 
@@ -273,6 +275,7 @@ def call_backward(
 def reference_backward(
     grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, degrees: Degrees, words: str, own: str, **given: Any
 ) -> tuple[Tensor, Tensor]:
+    """The reference's backward, of layers by name."""
     options = MadeOptions.parse(words)
     return reference.made_inverse_backward(
         grad_x, grad_logabsdet, x, y, *layers(given, degrees), **options.net, transform=options.transform,
