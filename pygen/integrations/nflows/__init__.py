@@ -231,6 +231,9 @@ def patch() -> Patch:
     `pygen.nn.MADE` lacks) the libraries' own compute as before. Modules that are imported later find the replacements,
     too.
 
+    What is replaced is differentiable once, and not by torch.func: while a patch lasts, second derivatives raise
+    NotImplementedError where the libraries' own would have them.
+
     Raises ImportError with neither library.
     """
     return Patch()
