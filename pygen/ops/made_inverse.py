@@ -393,8 +393,9 @@ def made_inverse(
     A NaN in y makes NaN of its feature and of those that depend on it. A spline without tails raises InputOutsideDomain
     on the CPU for y beyond its bounds, and is NaN there on CUDA.
 
-    Differentiable once with respect to y, the weights and the biases, without a graph of the sweep: the backward keeps y and x
-    and the net, runs the sweep backwards for the gradient of y, and the net once forward and backward for its own.
+    Differentiable once with respect to y, the weights and the biases, without a graph of the sweep: the backward keeps
+    y and x and the net, runs the sweep backwards for the gradient of y, and the net once forward and backward for its
+    own.
     Twice raises NotImplementedError, except under `pygen.backends.use("reference")`, which PyTorch differentiates.
 
     Backends: C++ (AVX-512, AVX2, baseline) on the CPU, CUDA C++ on CUDA (not yet run on a GPU), else the reference,
