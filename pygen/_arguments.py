@@ -24,9 +24,17 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_number(
-    name: str, value: float, least: float, most: float = sys.float_info.max, *, above: bool = False
+    name: str,
+    value: float,
+    least: float,
+    most: float = sys.float_info.max,
+    *,
+    above: bool = False,
+    below: bool = False,
 ) -> None:
-    """Raises ValueError unless value is from `least` to `most`, or above `least`: a finite number by default."""
-    if not (least < value <= most if above else least <= value <= most):
-        bounds = f"{'>' if above else '>='} {least:g}" + (f" and <= {most:g}" if most < sys.float_info.max else "")
+    """Raises ValueError unless value is from `least` to `most`, above `least`, below `most`: a finite number by
+    default."""
+    if not ((least < value if above else least <= value) and (value < most if below else value <= most)):
+        end = f" and {'<' if below else '<='} {most:g}" if most < sys.float_info.max else ""
+        bounds = f"{'>' if above else '>='} {least:g}{end}"
         raise ValueError(f"expected {name} {bounds}, got {value}")

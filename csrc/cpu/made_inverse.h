@@ -309,38 +309,45 @@ class SplineFeature {
   static constexpr int64_t W = Vec<T>::size(), kLanes = kV * W;
 
   explicit SplineFeature(const MadeArgs& a)
-      : numbers_(a.spline), each_(SplineParts(a.parameters, false).each), blocks_(a.spline.bins) {}
+      : numbers_(a.spline),
+        each_(SplineParts(a.parameters, false).each),
+        blocks_(a.spline.bins),
+        slopes_(a.spline, W) {}
 
   // `first` is the first of a kind
-  Rows<T> rows(int64_t first) const {
+  Rows<T> rows(int64_t first) const { return rows(int(first / each_), 0); }
+  Rows<T> gradients(int64_t first) const {
     const int kind = int(first / each_);
-    const bool inner = kind == 2 && numbers_.args.ends == SplineEnds::kFixed;  // the first knot has no slope of its own
-    return {blocks_[0].kind(kind) + inner * W, W, blocks_[1].widths - blocks_[0].widths};
+    return rows(kind, first_knot(numbers_.args, kind));
   }
 
-  Rows<T> gradients(int64_t first) const { return rows(first); }
-
   void invert(const T* y, T* x, T* each) {
-    complete_ends();
     std::copy_n(y, kLanes, x);
-    spline_lanes<false, true>(numbers_, kV, blocks_, x, each);
+    find(x);
+    evaluate_bins<false, true>(numbers_, kV, bins_, x, each);
   }
 
   void differentiate(const T* y, const T*, const T* grad_x, const T* grad_each, T* grad_y) {
-    complete_ends();
     std::copy_n(y, kLanes, grad_y);
-    spline_lanes_backward<false, true>(numbers_, kV, blocks_, grad_y, grad_x, grad_each);
+    find(grad_y);
+    differentiate_bins<false, true>(numbers_, kV, bins_, blocks_, grad_y, grad_x, grad_each);
     for (int v = 0; v < kV; ++v) share_ends(numbers_.args, blocks_[size_t(v)]);
   }
 
  private:
-  void complete_ends() {
-    for (int v = 0; v < kV; ++v) spline_ends(numbers_.args, blocks_[size_t(v)]);
+  Rows<T> rows(int kind, int64_t first) const {
+    return {blocks_[0].kind(kind) + first * W, W, blocks_[1].widths - blocks_[0].widths};
+  }
+  void find(const T* y) {
+    find_bins<false, true>(numbers_, kV, blocks_, y, bins_, {});
+    for (int v = 0; v < kV; ++v) slopes_.load(blocks_[size_t(v)].slopes, 1, W, bins_[v]);
   }
 
   SplineNumbers<T> numbers_;
   int64_t each_;
   SplineMemory<T> blocks_;
+  SplineSlopes slopes_;
+  SplineBin<T> bins_[kV];
 };
 
 // --- the sweep -------------------------------------------------------------------------------------------------------

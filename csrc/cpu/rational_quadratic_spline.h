@@ -1,7 +1,7 @@
 // Rational-quadratic splines, a lane to an element, one ISA tier. In PyTorch: reference/rational_quadratic_spline.py.
 //
-// An element's parameters are read once. They lie in blocks [parameter][lanes], where one walk over the bins adds up
-// the shares and keeps what belongs to the bin that the element is in.
+// An element's widths and heights are read once. They lie in blocks [parameter][lanes], where one walk over the bins
+// keeps what belongs to the bin that the element is in. Of its slopes only those at the ends of that bin are read.
 #pragma once
 #include <limits>
 #include <vector>
@@ -17,7 +17,7 @@ namespace {
 // --- numbers of a call, in the type of the arithmetic ----------------------------------------------------------------
 
 template <class T>
-constexpr T kLeastLogit = sizeof(T) == 4 ? T(-60) : T(-600);  // below the largest
+constexpr T kLeastLogit = sizeof(T) == 4 ? T(-86) : T(-866);  // below the largest, in powers of 2
 template <class T>
 constexpr T kMostSlope = sizeof(T) == 4 ? T(1e12) : T(1e100);
 constexpr int64_t kGroup = 8;    // bins whose shares are added on their own
@@ -27,14 +27,14 @@ template <class T>
 struct SplineAxisNumbers {
   T first, last, lowest, highest;  // as in SplineAxis
   T least, rest;                   // size of a bin of no share; what the shares are of
-  T empty[kMaxBins];               // position of a knot below which there is no share
+  T empty[kMaxBins];               // where a knot would be below which there is no share
 
   SplineAxisNumbers(const SplineAxis& a, int64_t bins)
       : first(T(a.first)), last(T(a.last)), lowest(T(a.lowest)), highest(T(a.highest)) {
     const double whole = a.last - a.first;
     least = T(whole * a.least);
     rest = T(whole * (1 - double(bins) * a.least));
-    for (int64_t j = 0; j < bins; ++j) empty[j] = T(a.first + double(j) * whole * a.least);
+    for (int64_t j = 0; j < bins; ++j) empty[j] = std::fma(T(j), least, first);
   }
 };
 
@@ -42,26 +42,38 @@ template <class T>
 struct SplineNumbers {
   const SplineArgs& args;
   SplineAxisNumbers<T> x, y;
+  T min_derivative, beta, by_beta, boundary_slope, clip;
   T index[kMaxBins + 1];
 
-  explicit SplineNumbers(const SplineArgs& a) : args(a), x(a.x_axis, a.bins), y(a.y_axis, a.bins) {
+  explicit SplineNumbers(const SplineArgs& a)
+      : args(a),
+        x(a.x_axis, a.bins),
+        y(a.y_axis, a.bins),
+        min_derivative(T(a.min_derivative)),
+        beta(T(a.beta)),
+        by_beta(T(1 / a.beta)),
+        boundary_slope(std::clamp(T(a.boundary_slope), 1 / kMostSlope<T>, kMostSlope<T>)),
+        clip(T(a.clip)) {
     for (int64_t j = 0; j <= kMaxBins; ++j) index[j] = T(j);
   }
 };
 
-// A vector of elements' parameters: raw ones, later exponentials; slopes at the knots 0 to K, of which the first and
-// last may be missing. Side by side in memory: at a distance of pages they would be mistaken for, and evict, each
-// other.
+// A vector of elements' parameters, a row to a bin. Side by side in memory: at a distance of pages they would be
+// mistaken for, and evict, each other.
 template <class T>
 struct SplineBlocks {
-  T *widths, *heights, *slopes;
+  T *widths, *heights;       // raw, later exponentials; of knots' style, the knots; later their gradients
+  T *x_below, *y_below;      // sums of the exponentials of the bins below
+  T* slopes;                 // raw, where no tensor has them; gradients, at the knots 0 to K
   T *x_shrinks, *y_shrinks;  // derivatives of the soft clip
 
-  static constexpr int64_t kKinds = 5;
+  static constexpr int64_t kKinds = 7;
   SplineBlocks(T* memory, int64_t bins, int64_t number) {
     const int64_t each = (bins + 1) * Vec<T>::size();
     memory += number * kKinds * each;
-    for (T** kind : {&widths, &heights, &slopes, &x_shrinks, &y_shrinks}) *kind = memory, memory += each;
+    for (T** kind : {&widths, &heights, &x_below, &y_below, &slopes, &x_shrinks, &y_shrinks}) {
+      *kind = memory, memory += each;
+    }
   }
   T* kind(int i) const { return i == 0 ? widths : i == 1 ? heights : slopes; }
 };
@@ -131,35 +143,35 @@ PYGEN_INLINE Vec<T> clip(const Vec<T>& u, T limit, Vec<T>* derivative = nullptr)
 
 // A slope of its raw parameter, and its derivative.
 template <class T>
-PYGEN_INLINE Vec<T> slope_of(const SplineArgs& a, const Vec<T>& raw, Vec<T>* derivative = nullptr) {
+PYGEN_INLINE Vec<T> slope_of(const SplineNumbers<T>& numbers, const Vec<T>& raw, Vec<T>* derivative = nullptr) {
   using V = Vec<T>;
-  using at::vec::fmadd;
   const V zero(0), one(1);
-  if (a.style == SplineStyle::kKnots) {
+  const SplineStyle style = numbers.args.style;
+  if (style == SplineStyle::kKnots) {
     if (derivative) *derivative = one;
     return bounded(raw);
   }
-  if (a.style == SplineStyle::kZuko) {
+  if (style == SplineStyle::kZuko) {
     V shrink = zero;
-    const V most(std::log(kMostSlope<T>)), clipped = clip(raw, T(a.clip), &shrink);
+    const V most(std::log(kMostSlope<T>)), clipped = clip(raw, numbers.clip, &shrink);
     const V slope = bounded(exp_normal(at::vec::clamp(clipped, most.neg(), most)));
     if (derivative) *derivative = slope * shrink;
     return slope;
   }
-  const V u = raw * V(T(a.beta)), e = exp_normal(u.abs().neg()), z = one + e;
-  // log(1 + e) with what rounding 1 + e lost, which is so little that 1 / z may be a line
-  const V log = fmadd(e - (z - one), fmadd(z, V(T(-0.5)), V(T(1.5))), log_normal(z));
-  if (derivative) *derivative = select(less(u, zero), e, one) / z;
-  return bounded(fmadd(at::vec::clamp_min(u, zero) + log, V(T(1 / a.beta)), V(T(a.min_derivative))));
+  const V u = raw * V(numbers.beta),
+          e = exp2_normal(at::vec::clamp_min(u.abs() * V(-kLog2E<T>), V(kLeastExponent2<T>)));
+  if (derivative) *derivative = select(less(u, zero), e, one) / (one + e);
+  const V softplus = at::vec::clamp_min(u, zero) + log1p_unit(e);
+  return bounded(at::vec::fmadd(softplus, V(numbers.by_beta), V(numbers.min_derivative)));
 }
 
 // Raw widths and heights clipped, with the derivatives of that.
 template <class T>
-PYGEN_INLINE void clip_shares(const SplineArgs& a, const SplineBlocks<T>& b) {
+PYGEN_INLINE void clip_shares(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b) {
   const auto one = [&](T* u, T* shrinks) {
-    for (int64_t j = 0; j < a.bins; ++j) {
+    for (int64_t j = 0; j < numbers.args.bins; ++j) {
       Vec<T> shrink;
-      put(u, j, clip(lane(u, j), T(a.clip / 2), &shrink));
+      put(u, j, clip(lane(u, j), numbers.clip / 2, &shrink));
       put(shrinks, j, shrink);
     }
   };
@@ -167,121 +179,106 @@ PYGEN_INLINE void clip_shares(const SplineArgs& a, const SplineBlocks<T>& b) {
   one(b.heights, b.y_shrinks);
 }
 
-// e^(u - the largest u) in the place of each, and their sum
+// e^(u - the largest u) in the place of each, below each the sum of those before, and the sum of all
 template <class T>
-PYGEN_INLINE Vec<T> exponentials(T* u, int64_t bins) {
+PYGEN_INLINE Vec<T> exponentials(T* u, T* below, int64_t bins) {
   using V = Vec<T>;
-  V top = lane(u, 0), sum(0);
+  V top = lane(u, 0), total(0);
   for (int64_t j = 1; j < bins; ++j) top = at::vec::clamp_min(lane(u, j), top);  // NaN may be lost: its power is not
+  // Groups of bins are added on their own: long chains of sums would round more than twice as much.
   for (int64_t group = 0; group < bins; group += kGroup) {
-    V part(0);
+    V sum(0);
     for (int64_t j = group; j < std::min(bins, group + kGroup); ++j) {
-      const Expm1<T> e = expm1_rest(at::vec::clamp_min(lane(u, j) - top, V(kLeastLogit<T>)));
-      const V power = scale2_normal(e.q + V(1), e.n);
+      const V log2 = at::vec::clamp_min((lane(u, j) - top) * V(kLog2E<T>), V(kLeastLogit<T>));
+      const V power = exp2_normal(log2);
       put(u, j, power);
-      part = part + power;
+      put(below, j, group ? total + sum : sum);
+      sum = sum + power;
     }
-    sum = sum + part;
+    total = total + sum;
   }
-  return sum;
+  return total;
 }
 
 // --- the bin of an element -------------------------------------------------------------------------------------------
 
+// Along an axis: exponentials of the bins below, summed, of this bin, and of all; size of a bin by its exponential.
+template <class T>
+struct SplineShares {
+  Vec<T> below, own, sum, unit;
+};
+
 template <class T>
 struct SplineBin {
   Vec<T> k, x, width, y, height;
-  Vec<T> first, last;      // what is within, along the axis of what was given
-  Vec<T> d[2];             // slopes at the bin's ends; raw until end_slopes
-  Vec<T> d_derivative[2];  // of them by the raw ones, backward
+  Vec<T> first, last;                  // what is within, along the axis of what was given
+  Vec<T> d[2];                         // slopes at the bin's ends; raw until end_slopes
+  Vec<T> d_derivative[2];              // of them by the raw ones, backward
+  SplineShares<T> x_shares, y_shares;  // unless the parameters are the knots
 };
 
-// Along an axis, what gradients of shares need: exponentials of the bins below, summed, and of this one; 1 / sum of
-// all; size of a bin by its exponential.
-template <class T>
-struct SplineShares {
-  Vec<T> below, own, inverse, unit;
-};
-
-// kInverse: v is a y. In `b` raw widths and heights become exponentials.
+// kInverse: v is a y. The shares' exponentials are there.
 template <bool kInverse, class T>
-PYGEN_INLINE SplineBin<T> bin_of_shares(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, const Vec<T>& v,
-                                        SplineShares<T>& x, SplineShares<T>& y) {
+PYGEN_INLINE void find_by_shares(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, const Vec<T>& v,
+                                 SplineBin<T>& bin) {
   using V = Vec<T>;
   using at::vec::fmadd;
-  const int64_t bins = numbers.args.bins;
-  const V x_sum = exponentials(b.widths, bins), y_sum = exponentials(b.heights, bins);
-  x.unit = V(numbers.x.rest) / x_sum, y.unit = V(numbers.y.rest) / y_sum;  // rounded once: knots depend on them
-  x.inverse = V(1) / x_sum, y.inverse = V(1) / y_sum;
   const T *const own = kInverse ? b.heights : b.widths, *const other = kInverse ? b.widths : b.heights;
-  const SplineAxisNumbers<T>&axis = kInverse ? numbers.y : numbers.x, &beside = kInverse ? numbers.x : numbers.y;
-  SplineShares<T>&along = kInverse ? y : x, &across = kInverse ? x : y;
-  SplineBin<T> bin;
-
-  V at(axis.first), here = lane(own, 0), other_here = lane(other, 0), next = lane(b.slopes, 1);
-  along.below = across.below = bin.k = V(0), along.own = here, across.own = other_here;
-  bin.d[0] = lane(b.slopes, 0), bin.d[1] = next;
-  V total(0), other_total(0);  // of whole groups of bins: long chains of sums would round more than twice as much
-  for (int64_t group = 1; group < bins; group += kGroup) {
-    V part(0), other_part(0);
-    for (int64_t j = group; j < std::min(bins, group + kGroup); ++j) {
-      part = part + here, other_part = other_part + other_here;
-      here = lane(own, j), other_here = lane(other, j);
-      const V below = total + part, other_below = other_total + other_part;
-      const V knot = fmadd(below, along.unit, V(axis.empty[j])), slope = next;
-      next = lane(b.slopes, j + 1);
-      const auto above = less_equal(knot, v);
-      at = select(above, knot, at);
-      along.below = select(above, below, along.below), along.own = select(above, here, along.own);
-      across.below = select(above, other_below, across.below), across.own = select(above, other_here, across.own);
-      bin.d[0] = select(above, slope, bin.d[0]), bin.d[1] = select(above, next, bin.d[1]);
-      bin.k = select(above, V(numbers.index[j]), bin.k);
-    }
-    total = total + part, other_total = other_total + other_part;
+  const T *const below = kInverse ? b.y_below : b.x_below, *const other_below = kInverse ? b.x_below : b.y_below;
+  const SplineAxisNumbers<T>& axis = kInverse ? numbers.y : numbers.x;
+  SplineShares<T>&x = bin.x_shares, &y = bin.y_shares;
+  x.unit = divide_normal(V(numbers.x.rest), x.sum), y.unit = divide_normal(V(numbers.y.rest), y.sum);
+  SplineShares<T>&along_out = kInverse ? y : x, &across_out = kInverse ? x : y;
+  SplineShares<T> along = along_out, across = across_out;
+  V k(0);
+  along.below = across.below = V(0), along.own = lane(own, 0), across.own = lane(other, 0);
+  for (int64_t j = 1; j < numbers.args.bins; ++j) {
+    const V sum = lane(below, j);
+    const auto above = less_equal(fmadd(sum, along.unit, V(axis.empty[j])), v);
+    k = select(above, V(numbers.index[j]), k);
+    along.below = select(above, sum, along.below), along.own = select(above, lane(own, j), along.own);
+    across.below = select(above, lane(other_below, j), across.below);
+    across.own = select(above, lane(other, j), across.own);
   }
+  along_out = along, across_out = across, bin.k = k;
   bin.first = V(axis.lowest), bin.last = V(axis.highest);
-  (kInverse ? bin.y : bin.x) = at;
-  (kInverse ? bin.x : bin.y) = fmadd(across.below, across.unit, fmadd(bin.k, V(beside.least), V(beside.first)));
+  const auto corner = [&](const SplineAxisNumbers<T>& n, const SplineShares<T>& shares) {
+    return fmadd(shares.below, shares.unit, fmadd(k, V(n.least), V(n.first)));
+  };
+  bin.x = corner(numbers.x, x), bin.y = corner(numbers.y, y);
   bin.width = fmadd(x.own, x.unit, V(numbers.x.least)), bin.height = fmadd(y.own, y.unit, V(numbers.y.least));
-  return bin;
 }
 
 // The same where the parameters are the knots.
 template <bool kInverse, class T>
-PYGEN_INLINE SplineBin<T> bin_of_knots(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, const Vec<T>& v) {
+PYGEN_INLINE void find_by_knots(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, const Vec<T>& v,
+                                SplineBin<T>& bin) {
   using V = Vec<T>;
   const int64_t bins = numbers.args.bins;
   const T* const own = kInverse ? b.heights : b.widths;
-  SplineBin<T> bin;
-  bin.k = V(0), bin.first = lane(own, 0), bin.last = lane(own, bins);
-  bin.x = lane(b.widths, 0), bin.y = lane(b.heights, 0), bin.d[0] = lane(b.slopes, 0), bin.d[1] = lane(b.slopes, 1);
-  V right = lane(b.widths, 1), top = lane(b.heights, 1);
+  V k(0), x = lane(b.widths, 0), y = lane(b.heights, 0), right = lane(b.widths, 1), top = lane(b.heights, 1);
   for (int64_t j = 1; j < bins; ++j) {
     const auto above = less_equal(lane(own, j), v);
-    bin.x = select(above, lane(b.widths, j), bin.x), right = select(above, lane(b.widths, j + 1), right);
-    bin.y = select(above, lane(b.heights, j), bin.y), top = select(above, lane(b.heights, j + 1), top);
-    bin.d[0] = select(above, lane(b.slopes, j), bin.d[0]), bin.d[1] = select(above, lane(b.slopes, j + 1), bin.d[1]);
-    bin.k = select(above, V(numbers.index[j]), bin.k);
+    k = select(above, V(numbers.index[j]), k);
+    x = select(above, lane(b.widths, j), x), right = select(above, lane(b.widths, j + 1), right);
+    y = select(above, lane(b.heights, j), y), top = select(above, lane(b.heights, j + 1), top);
   }
   const V least(1 / kMostSlope<T>);
-  bin.width = at::vec::clamp_min(right - bin.x, least), bin.height = at::vec::clamp_min(top - bin.y, least);
-  return bin;
+  bin.k = k, bin.x = x, bin.y = y, bin.first = lane(own, 0), bin.last = lane(own, bins);
+  bin.width = at::vec::clamp_min(right - x, least), bin.height = at::vec::clamp_min(top - y, least);
 }
 
 // --- within a bin ----------------------------------------------------------------------------------------------------
-
-// What follows is done step by step, each for several vectors: one vector's chain of operations is longer than what a
-// core looks ahead, but a step's is short.
 
 template <bool kBackward, class T>
 PYGEN_INLINE void end_slopes(const SplineNumbers<T>& numbers, SplineBin<T>* bins, int64_t count) {
   using V = Vec<T>;
   const SplineArgs& a = numbers.args;
-  const V fixed = bounded(V(T(a.boundary_slope)));
+  const V fixed(numbers.boundary_slope);
   for (int64_t i = 0; i < count; ++i) {
     SplineBin<T>& bin = bins[i];
     for (int end = 0; end < 2; ++end) {
-      bin.d[end] = slope_of(a, bin.d[end], kBackward ? &bin.d_derivative[end] : nullptr);
+      bin.d[end] = slope_of(numbers, bin.d[end], kBackward ? &bin.d_derivative[end] : nullptr);
     }
     if (a.ends == SplineEnds::kFixed) {
       bin.d[0] = select(less(bin.k, V(T(0.5))), fixed, bin.d[0]);
@@ -323,7 +320,7 @@ PYGEN_INLINE SplinePoint<T> point_in(const SplineBin<T>& bin, const Vec<T>& v) {
     p.root = fmadd(slant, slant, begin * end).sqrt();
     const auto falls = less(slant, zero);
     const V large = p.root + slant.abs(), upper = select(falls, large, begin), lower = select(falls, end, large);
-    const V inverse = one / (upper + lower);
+    const V inverse = divide_normal(one, upper + lower);
     p.xi = upper * inverse, p.rest = lower * inverse;
   } else {
     p.xi = at, p.rest = one - at;
@@ -339,25 +336,33 @@ PYGEN_INLINE Vec<T> numerator(const SplinePoint<T>& p) {
   return fmadd(p.d1 * p.xi, p.xi, fmadd(p.d0 * p.rest, p.rest, Vec<T>(2) * p.s * p.q));
 }
 
-// The bin of shares or of knots; of shares, what their gradients need.
-template <bool kKnots, bool kInverse, class T>
-PYGEN_INLINE SplineBin<T> find_bin(const SplineNumbers<T>& numbers, const SplineBlocks<T>& b, const Vec<T>& v,
-                                   SplineShares<T>& x, SplineShares<T>& y) {
-  if constexpr (kKnots) {
-    return bin_of_knots<kInverse>(numbers, b, v);
-  } else {
-    if (numbers.args.style == SplineStyle::kZuko) clip_shares(numbers.args, b);
-    return bin_of_shares<kInverse>(numbers, b, v, x, y);
-  }
-}
-
 // `yes` within the bounds
 template <class T>
 PYGEN_INLINE Vec<T> inside(const SplineBin<T>& bin, const Vec<T>& v, const Vec<T>& yes, const Vec<T>& no) {
   return select(less_equal(bin.first, v), select(less_equal(v, bin.last), yes, no), no);
 }
 
-// --- forward ---------------------------------------------------------------------------------------------------------
+// --- steps, each for several vectors: one vector's operations are a longer chain than what a core looks ahead
+// ---------
+
+template <bool kKnots, bool kInverse, class T>
+__attribute__((noinline)) void find_bins(const SplineNumbers<T>& numbers, int64_t count, const SplineMemory<T>& blocks,
+                                         const T* value, SplineBin<T>* bins, SplineAhead ahead) {
+  for (int64_t i = 0; i < count; ++i) {
+    ahead.ask();
+    const SplineBlocks<T>& b = blocks[i];
+    if constexpr (kKnots) {
+      find_by_knots<kInverse>(numbers, b, lane(value, i), bins[i]);
+    } else {
+      if (numbers.args.style == SplineStyle::kZuko) clip_shares(numbers, b);
+      bins[i].x_shares.sum = exponentials(b.widths, b.x_below, numbers.args.bins);
+      bins[i].y_shares.sum = exponentials(b.heights, b.y_below, numbers.args.bins);
+    }
+  }
+  if constexpr (!kKnots) {
+    for (int64_t i = 0; i < count; ++i) find_by_shares<kInverse>(numbers, blocks[i], lane(value, i), bins[i]);
+  }
+}
 
 // The value in the place of what was given, and the slope.
 template <bool kKnots, bool kInverse, class T>
@@ -369,9 +374,9 @@ PYGEN_INLINE void evaluate(const SplineNumbers<T>& numbers, const SplineBin<T>& 
   V y, steep;
   if constexpr (kInverse) {
     y = fmadd(bin.width, p.xi, bin.x);
-    steep = p.denominator / (p.s * p.root);
+    steep = divide_normal(p.denominator, p.s * p.root);
   } else {
-    const V inverse = one / p.denominator, mean = p.s * inverse;
+    const V inverse = divide_normal(one, p.denominator), mean = p.s * inverse;
     y = fmadd(fmadd(p.s * p.xi, p.xi, p.d0 * p.q) * inverse, bin.height, bin.y);
     steep = mean * numerator(p) * mean;
   }
@@ -387,15 +392,9 @@ PYGEN_INLINE void evaluate(const SplineNumbers<T>& numbers, const SplineBin<T>& 
 
 // Of `count` vectors x the values, in their place, and the logarithms of the slopes.
 template <bool kKnots, bool kInverse, class T>
-__attribute__((noinline)) void spline_lanes(const SplineNumbers<T>& numbers, int64_t count,
-                                            const SplineMemory<T>& blocks, T* value, T* slope, SplineAhead ahead = {}) {
+__attribute__((noinline)) void evaluate_bins(const SplineNumbers<T>& numbers, int64_t count, SplineBin<T>* bins,
+                                             T* value, T* slope) {
   constexpr int64_t W = Vec<T>::size();
-  SplineBin<T> bins[kVectors];
-  for (int64_t i = 0; i < count; ++i) {
-    SplineShares<T> x, y;
-    ahead.ask();
-    bins[i] = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), x, y);
-  }
   end_slopes<false>(numbers, bins, count);
   for (int64_t i = 0; i < count; ++i) evaluate<kKnots, kInverse>(numbers, bins[i], value + i * W, slope + i * W);
   for (int64_t i = 0; i < count; ++i) put(slope, i, log_normal(lane(slope, i)));
@@ -411,7 +410,7 @@ PYGEN_INLINE void shares_backward(const SplineNumbers<T>& numbers, T* e, const T
                                   const Vec<T>& corner, const Vec<T>& size) {
   using V = Vec<T>;
   using at::vec::fmadd;
-  const V zero(0), mean = fmadd(corner, shares.below, size * shares.own) * shares.inverse;
+  const V zero(0), mean = fmadd(corner, shares.below, size * shares.own) / shares.sum;
   const auto within = less_equal(bin.first, v) & less_equal(v, bin.last);
   for (int64_t j = 0; j < numbers.args.bins; ++j) {
     const V index(numbers.index[j]);
@@ -436,9 +435,8 @@ PYGEN_INLINE void put_two(const SplineNumbers<T>& numbers, T* block, const Vec<T
 }
 
 template <bool kKnots, bool kInverse, class T>
-PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin<T>& bin, const SplineShares<T>& x,
-                                const SplineShares<T>& y, const SplineBlocks<T>& b, T* value, const T* grad_y,
-                                const T* grad_logabsdet) {
+PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin<T>& bin, const SplineBlocks<T>& b,
+                                T* value, const T* grad_y, const T* grad_logabsdet) {
   using V = Vec<T>;
   using at::vec::fmadd;
   const SplineArgs& a = numbers.args;
@@ -479,40 +477,77 @@ PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin
   } else {
     const bool clips = a.style == SplineStyle::kZuko;
     const T *const x_shrinks = clips ? b.x_shrinks : nullptr, *const y_shrinks = clips ? b.y_shrinks : nullptr;
-    shares_backward(numbers, b.widths, x_shrinks, x, bin, v, corner_x, size_x);
-    shares_backward(numbers, b.heights, y_shrinks, y, bin, v, corner_y, size_y);
+    shares_backward(numbers, b.widths, x_shrinks, bin.x_shares, bin, v, corner_x, size_x);
+    shares_backward(numbers, b.heights, y_shrinks, bin.y_shares, bin, v, corner_y, size_y);
   }
   put_two(numbers, b.slopes, bin.k, masked(g_d0 * bin.d_derivative[0]), masked(g_d1 * bin.d_derivative[1]));
 }
 
 // In blocks gradients take the place of the parameters, in `value` grad_x that of x.
 template <bool kKnots, bool kInverse, class T>
-__attribute__((noinline)) void spline_lanes_backward(const SplineNumbers<T>& numbers, int64_t count,
-                                                     const SplineMemory<T>& blocks, T* value, const T* grad_y,
-                                                     const T* grad_logabsdet, SplineAhead ahead = {}) {
+__attribute__((noinline)) void differentiate_bins(const SplineNumbers<T>& numbers, int64_t count, SplineBin<T>* bins,
+                                                  const SplineMemory<T>& blocks, T* value, const T* grad_y,
+                                                  const T* grad_logabsdet) {
   constexpr int64_t W = Vec<T>::size();
-  SplineBin<T> bins[kVectors];
-  SplineShares<T> x[kVectors], y[kVectors];
-  for (int64_t i = 0; i < count; ++i) {
-    ahead.ask();
-    bins[i] = find_bin<kKnots, kInverse>(numbers, blocks[i], lane(value, i), x[i], y[i]);
-  }
   end_slopes<true>(numbers, bins, count);
   for (int64_t i = 0; i < count; ++i) {
-    differentiate<kKnots, kInverse>(numbers, bins[i], x[i], y[i], blocks[i], value + i * W, grad_y + i * W,
-                                    grad_logabsdet + i * W);
+    differentiate<kKnots, kInverse>(numbers, bins[i], blocks[i], value + i * W, grad_y + i * W, grad_logabsdet + i * W);
   }
+}
+
+// The steps by what is asked for.
+template <class T>
+struct SplineSteps {
+  void (*find)(const SplineNumbers<T>&, int64_t, const SplineMemory<T>&, const T*, SplineBin<T>*, SplineAhead);
+  void (*evaluate)(const SplineNumbers<T>&, int64_t, SplineBin<T>*, T*, T*);
+  void (*differentiate)(const SplineNumbers<T>&, int64_t, SplineBin<T>*, const SplineMemory<T>&, T*, const T*,
+                        const T*);
+};
+
+template <bool kKnots, bool kInverse, class T>
+constexpr SplineSteps<T> kSplineSteps = {find_bins<kKnots, kInverse, T>, evaluate_bins<kKnots, kInverse, T>,
+                                         differentiate_bins<kKnots, kInverse, T>};
+
+template <class T>
+const SplineSteps<T>& steps_for(const SplineArgs& a) {
+  if (a.style == SplineStyle::kKnots) return a.inverse ? kSplineSteps<true, true, T> : kSplineSteps<true, false, T>;
+  return a.inverse ? kSplineSteps<false, true, T> : kSplineSteps<false, false, T>;
 }
 
 // --- rows of elements ------------------------------------------------------------------------------------------------
 
-// Raw slopes of the first and the last knot where no parameter is theirs, once the others are there.
-template <class T>
-PYGEN_INLINE void spline_ends(const SplineArgs& a, const SplineBlocks<T>& b) {
-  const Vec<T> zero(0);
-  if (a.ends == SplineEnds::kFixed) put(b.slopes, 0, zero), put(b.slopes, a.bins, zero);
-  if (a.ends == SplineEnds::kShared) put(b.slopes, a.bins, lane(b.slopes, 0));
-}
+// Where the raw slopes of knots are, of a run of elements.
+class SplineSlopes {
+ public:
+  SplineSlopes(const SplineArgs& a, int64_t step) {
+    const int64_t last = a.bins - 2;
+    for (int64_t j = 0; j <= a.bins; ++j) {
+      const bool wraps = a.ends == SplineEnds::kShared && j == a.bins;
+      // fixed: those of the ends are any
+      places_[j] = (a.ends == SplineEnds::kFixed ? std::clamp(j - 1, int64_t(0), last) : wraps ? 0 : j) * step;
+    }
+  }
+
+  // At the ends of the bins of n elements, from the first of them on; lanes beyond repeat the last.
+  template <class T, class P>
+  PYGEN_INLINE void load(const P* first, int64_t element, int64_t n, SplineBin<T>& bin) const {
+    constexpr int64_t W = Vec<T>::size();
+    alignas(64) T k[W], left[W], right[W];
+    bin.k.store(k);
+    for (int64_t i = 0; i < W; ++i) {
+      const P* const raw = first + std::min(i, n - 1) * element;
+      const int64_t* const place = places_ + int64_t(k[i]);
+      left[i] = static_cast<T>(raw[place[0]]), right[i] = static_cast<T>(raw[place[1]]);
+    }
+    bin.d[0] = Vec<T>::loadu(left), bin.d[1] = Vec<T>::loadu(right);
+  }
+
+ private:
+  int64_t places_[kMaxBins + 1];
+};
+
+// The first knot that has a parameter of a kind.
+inline int64_t first_knot(const SplineArgs& a, int kind) { return kind == 2 && a.ends == SplineEnds::kFixed; }
 
 // The gradient of the slope that two knots share.
 template <class T>
@@ -525,12 +560,15 @@ template <class T, class P>
 class SplineRows {
  public:
   SplineRows(const SplineArgs& a, const SplinePlaces* places)
-      : args_(a), places_(places), lanes_{of(places[0]), of(places[1]), of(places[2])} {}
+      : args_(a), places_(places), lanes_{of(places[0]), of(places[1]), of(places[2])}, slopes_(a, places[2].step) {}
 
-  // n elements from number `first` of run r
+  // widths and heights of n elements from number `first` of run r
   PYGEN_INLINE void load(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
-    for (int i = 0; i < kSplineKinds; ++i) lanes_[i].load(at(i, r, first), n, own(i, b));
-    spline_ends(args_, b);
+    for (int i : {0, 1}) lanes_[i].load(at(i, r, first), n, b.kind(i));
+  }
+  // and slopes, once their bins are known
+  PYGEN_INLINE void load_slopes(int64_t r, int64_t first, int64_t n, SplineBin<T>& bin) const {
+    slopes_.load(at(2, r, first), places_[2].element, n, bin);
   }
 
   // n elements from number `first` of run r, in so many turns, where an element's lie side by side
@@ -550,7 +588,8 @@ class SplineRows {
   PYGEN_INLINE void store(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
     share_ends(args_, b);
     for (int i = 0; i < kSplineKinds; ++i) {
-      if (places_[i].data) lanes_[i].store(at(i, r, first), n, own(i, b));
+      if (!places_[i].data) continue;
+      lanes_[i].store(at(i, r, first), n, b.kind(i) + first_knot(args_, i) * Vec<T>::size());
     }
   }
 
@@ -561,14 +600,10 @@ class SplineRows {
     const SplinePlaces& p = places_[i];
     return static_cast<P*>(p.data) + r * p.outer + first * p.element;
   }
-  PYGEN_INLINE T* own(int i, const SplineBlocks<T>& b) const {
-    const bool inner = i == 2 && args_.ends == SplineEnds::kFixed;  // the first knot has no slope of its own
-    return b.kind(i) + (inner ? Vec<T>::size() : 0);
-  }
-
   const SplineArgs& args_;
   const SplinePlaces* places_;
   Lanes<T, P> lanes_[kSplineKinds];
+  SplineSlopes slopes_;
 };
 
 // n values, the last of them repeated
@@ -585,22 +620,26 @@ PYGEN_INLINE void store_values(X* to, const T* from, int64_t n) {
   n == W ? store_run(to, from, W, false) : store_run(to, from, n, false);  // a constant size takes no call of memcpy
 }
 
-// Calls load(i, run, first element of it, how many), of up to kVectors vectors of one run, then work(how many vectors,
-// run, first and how many elements that are next in it), then store as load; and so on through the elements.
-template <int64_t W, class Load, class Work, class Store>
-PYGEN_INLINE void for_vectors_of_runs(int64_t run, int64_t begin, int64_t end, const Load& load, const Work& work,
-                                      const Store& store) {
+// Up to kVectors vectors of the elements of a run, and how many are next.
+template <int64_t W>
+struct SplinePart {
+  int64_t run, first, count, next;
+
+  int64_t vectors() const { return tiles(count, W); }
+  // f(vector, first element of it in the run, how many)
+  template <class F>
+  PYGEN_INLINE void each(const F& f) const {
+    for (int64_t i = 0; i * W < count; ++i) f(i, first + i * W, std::min(W, count - i * W));
+  }
+};
+
+template <int64_t W, class F>
+PYGEN_INLINE void for_parts_of_runs(int64_t run, int64_t begin, int64_t end, const F& f) {
+  constexpr int64_t most = kVectors * W;
   for_runs(run, begin, end - begin, [&](int64_t r, int64_t first, int64_t count) {
-    first -= r * run;
-    for (int64_t at = 0; at < count; at += kVectors * W) {
-      const int64_t n = std::min(kVectors * W, count - at), vectors = tiles(n, W);
-      const auto each = [&](const auto& f) {
-        for (int64_t i = 0; i < vectors; ++i) f(i, r, first + at + i * W, std::min(W, n - i * W));
-      };
-      each(load);
-      const int64_t next = at + n;
-      work(vectors, r, first + next, std::min(kVectors * W, count - next));
-      each(store);
+    for (int64_t at = 0; at < count; at += most) {
+      const int64_t n = std::min(most, count - at);
+      f(SplinePart<W>{r, first - r * run + at, n, std::min(most, count - at - n)});
     }
   });
 }
@@ -624,30 +663,29 @@ template <class X, class P>
 bool spline(const SplineArgs& a, int64_t begin, int64_t end) {
   using T = Arithmetic<X>;
   constexpr int64_t W = Vec<T>::size();
-  const bool knots = a.style == SplineStyle::kKnots;
-  const auto kernel = knots       ? a.inverse ? spline_lanes<true, true, T> : spline_lanes<true, false, T>
-                      : a.inverse ? spline_lanes<false, true, T>
-                                  : spline_lanes<false, false, T>;
+  const SplineSteps<T>& steps = steps_for<T>(a);
   const SplineNumbers<T> numbers(a);
   const SplineMemory<T> blocks(a.bins);
   const SplineRows<T, P> parameters(a, a.parameters);
+  SplineBin<T> bins[kVectors];
   alignas(64) T value[kVectors * W], slope[kVectors * W];
   bool fine = true;
-  for_vectors_of_runs<W>(
-      a.run, begin, end,
-      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
-        parameters.load(r, first, n, blocks[i]);
-        load_values(value + i * W, static_cast<const X*>(a.x) + r * a.run + first, n);
-        if (a.bounded) fine &= admitted(numbers, blocks[i], value + i * W);
-      },
-      [&](int64_t vectors, int64_t r, int64_t next, int64_t n) {
-        kernel(numbers, vectors, blocks, value, slope, parameters.ahead(r, next, n, vectors));
-      },
-      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
-        const int64_t e = r * a.run + first;
-        store_values(static_cast<X*>(a.y) + e, value + i * W, n);
-        store_values(static_cast<T*>(a.logabsdet) + e, slope + i * W, n);
-      });
+  for_parts_of_runs<W>(a.run, begin, end, [&](const SplinePart<W>& part) {
+    const int64_t r = part.run, vectors = part.vectors();
+    part.each([&](int64_t i, int64_t first, int64_t n) {
+      parameters.load(r, first, n, blocks[i]);
+      load_values(value + i * W, static_cast<const X*>(a.x) + r * a.run + first, n);
+      if (a.bounded) fine &= admitted(numbers, blocks[i], value + i * W);
+    });
+    steps.find(numbers, vectors, blocks, value, bins, parameters.ahead(r, part.first + part.count, part.next, vectors));
+    part.each([&](int64_t i, int64_t first, int64_t n) { parameters.load_slopes(r, first, n, bins[i]); });
+    steps.evaluate(numbers, vectors, bins, value, slope);
+    part.each([&](int64_t i, int64_t first, int64_t n) {
+      const int64_t e = r * a.run + first;
+      store_values(static_cast<X*>(a.y) + e, value + i * W, n);
+      store_values(static_cast<T*>(a.logabsdet) + e, slope + i * W, n);
+    });
+  });
   return fine;
 }
 
@@ -655,30 +693,29 @@ template <class X, class P>
 void spline_backward(const SplineArgs& a, int64_t begin, int64_t end) {
   using T = Arithmetic<X>;
   constexpr int64_t W = Vec<T>::size();
-  const bool knots = a.style == SplineStyle::kKnots;
-  const auto kernel = knots ? a.inverse ? spline_lanes_backward<true, true, T> : spline_lanes_backward<true, false, T>
-                      : a.inverse ? spline_lanes_backward<false, true, T>
-                                  : spline_lanes_backward<false, false, T>;
+  const SplineSteps<T>& steps = steps_for<T>(a);
   const SplineNumbers<T> numbers(a);
   const SplineMemory<T> blocks(a.bins);
   const SplineRows<T, P> parameters(a, a.parameters), gradients(a, a.gradients);
+  SplineBin<T> bins[kVectors];
   alignas(64) T value[kVectors * W], grad_y[kVectors * W], grad_logabsdet[kVectors * W];
-  for_vectors_of_runs<W>(
-      a.run, begin, end,
-      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
-        const int64_t e = r * a.run + first, y_step = a.grad_y_step, l_step = a.grad_logabsdet_step;
-        parameters.load(r, first, n, blocks[i]);
-        load_values(value + i * W, static_cast<const X*>(a.x) + e, n);
-        load_values(grad_y + i * W, static_cast<const X*>(a.grad_y) + e * y_step, n, y_step);
-        load_values(grad_logabsdet + i * W, static_cast<const T*>(a.grad_logabsdet) + e * l_step, n, l_step);
-      },
-      [&](int64_t vectors, int64_t r, int64_t next, int64_t n) {
-        kernel(numbers, vectors, blocks, value, grad_y, grad_logabsdet, parameters.ahead(r, next, n, vectors));
-      },
-      [&](int64_t i, int64_t r, int64_t first, int64_t n) {
-        if (a.grad_x) store_values(static_cast<X*>(a.grad_x) + r * a.run + first, value + i * W, n);
-        gradients.store(r, first, n, blocks[i]);
-      });
+  for_parts_of_runs<W>(a.run, begin, end, [&](const SplinePart<W>& part) {
+    const int64_t r = part.run, vectors = part.vectors();
+    part.each([&](int64_t i, int64_t first, int64_t n) {
+      const int64_t e = r * a.run + first, y_step = a.grad_y_step, l_step = a.grad_logabsdet_step;
+      parameters.load(r, first, n, blocks[i]);
+      load_values(value + i * W, static_cast<const X*>(a.x) + e, n);
+      load_values(grad_y + i * W, static_cast<const X*>(a.grad_y) + e * y_step, n, y_step);
+      load_values(grad_logabsdet + i * W, static_cast<const T*>(a.grad_logabsdet) + e * l_step, n, l_step);
+    });
+    steps.find(numbers, vectors, blocks, value, bins, parameters.ahead(r, part.first + part.count, part.next, vectors));
+    part.each([&](int64_t i, int64_t first, int64_t n) { parameters.load_slopes(r, first, n, bins[i]); });
+    steps.differentiate(numbers, vectors, bins, blocks, value, grad_y, grad_logabsdet);
+    part.each([&](int64_t i, int64_t first, int64_t n) {
+      if (a.grad_x) store_values(static_cast<X*>(a.grad_x) + r * a.run + first, value + i * W, n);
+      gradients.store(r, first, n, blocks[i]);
+    });
+  });
 }
 
 }  // namespace

@@ -211,6 +211,77 @@ PYGEN_INLINE Vec<T> exp_normal(const Vec<T>& u) {
   return scale2_normal(e.q + Vec<T>(1), e.n);
 }
 
+#if defined(CPU_CAPABILITY_AVX512)
+// x - floor(x)
+PYGEN_INLINE Vec<float> fraction(const Vec<float>& x) {
+  return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+PYGEN_INLINE Vec<double> fraction(const Vec<double>& x) {
+  return _mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+#endif
+
+template <class T>
+constexpr T kLog2E = T(1.4426950408889634073599);
+template <class T>
+constexpr T kLeastExponent2 = sizeof(T) == 4 ? T(-126) : T(-1022);  // 2^ of it is normal
+
+// 2^r for r in [0, 1): the polynomial of least relative error that is 1 at 0 (Remez)
+PYGEN_INLINE Vec<float> exp2_fraction(const Vec<float>& r) {
+  using V = Vec<float>;
+  using at::vec::fmadd;
+  V p(2.16129149696e-4f);
+  p = fmadd(p, r, V(1.24678464508e-3f));
+  p = fmadd(p, r, V(9.67545156522e-3f));
+  p = fmadd(p, r, V(5.54852806202e-2f));
+  p = fmadd(p, r, V(2.40229305552e-1f));
+  p = fmadd(p, r, V(6.93147044443e-1f));
+  return fmadd(p, r, V(1.f));
+}
+
+PYGEN_INLINE Vec<double> exp2_fraction(const Vec<double>& r) {
+  using V = Vec<double>;
+  using at::vec::fmadd;
+  V p(6.2634676739714015645e-10);
+  p = fmadd(p, r, V(6.5595285107014307366e-9));
+  p = fmadd(p, r, V(1.0253212619915602424e-7));
+  p = fmadd(p, r, V(1.3208367265634951006e-6));
+  p = fmadd(p, r, V(1.5253175057363969491e-5));
+  p = fmadd(p, r, V(1.5403512309541489839e-4));
+  p = fmadd(p, r, V(1.3333558629569363318e-3));
+  p = fmadd(p, r, V(9.6181290995507498502e-3));
+  p = fmadd(p, r, V(5.5504108665602257479e-2));
+  p = fmadd(p, r, V(2.4022650695906330188e-1));
+  p = fmadd(p, r, V(6.9314718055994592842e-1));
+  return fmadd(p, r, V(1.));
+}
+
+// 2^t where that is a normal number. As exact as t: e^u by 2^(u log2 e) has an error of u eps.
+template <class T>
+PYGEN_INLINE Vec<T> exp2_normal(const Vec<T>& t) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return scale2_normal(exp2_fraction(fraction(t)), t);  // takes the floor
+#else
+  const Vec<T> n = t.floor();
+  return scale2_normal(exp2_fraction(t - n), n);
+#endif
+}
+
+// a / b where b, 1 / b and the quotient are normal, within an ulp
+#if defined(CPU_CAPABILITY_AVX512)
+PYGEN_INLINE Vec<float> divide_normal(const Vec<float>& a, const Vec<float>& b) {
+  using V = Vec<float>;
+  const V guess = _mm512_rcp14_ps(b);
+  const V inverse = _mm512_fmadd_ps(_mm512_fnmadd_ps(b, guess, V(1.f)), guess, guess);
+  const V q = a * inverse;
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(b, q, a), inverse, q);
+}
+#endif
+template <class T>
+PYGEN_INLINE Vec<T> divide_normal(const Vec<T>& a, const Vec<T>& b) {
+  return a / b;
+}
+
 // e^-u and 1 - e^-u for u >= 0
 template <class T>
 PYGEN_INLINE void exp_complement(const Vec<T>& u, Vec<T>& power, Vec<T>& complement) {
@@ -259,6 +330,31 @@ PYGEN_INLINE Vec<float> log_normal(const Vec<float>& x) {
   p = fmadd(p, f, V(3.3333331174e-1f));
   const V y = fmadd(z, fmadd(p, f, V(-0.5f)), n * V(-2.12194440e-4f));
   return fmadd(n, V(0.693359375f), f + y);
+}
+
+// log(1 + e) for e in [0, 1]
+PYGEN_INLINE Vec<float> log1p_unit(const Vec<float>& e) {
+  using V = Vec<float>;
+  using at::vec::fmadd;
+  V p(2.07294846e-3f);  // the polynomial of least relative error (Remez)
+  p = fmadd(p, e, V(-1.363148341e-2f));
+  p = fmadd(p, e, V(4.198136434e-2f));
+  p = fmadd(p, e, V(-8.307406729e-2f));
+  p = fmadd(p, e, V(1.246712177e-1f));
+  p = fmadd(p, e, V(-1.612933517e-1f));
+  p = fmadd(p, e, V(1.98979318e-1f));
+  p = fmadd(p, e, V(-2.498857898e-1f));
+  p = fmadd(p, e, V(3.333268977e-1f));
+  p = fmadd(p, e, V(-4.999998729e-1f));
+  return fmadd(p, e * e, e);
+}
+
+PYGEN_INLINE Vec<double> log1p_unit(const Vec<double>& e) {
+  using V = Vec<double>;
+  using at::vec::fmadd;
+  const V one(1), z = one + e;
+  // with what rounding z lost, which is so little that 1 / z may be a line
+  return fmadd(e - (z - one), fmadd(z, V(-0.5), V(1.5)), log_normal(z));
 }
 
 PYGEN_INLINE Vec<double> tanh(const Vec<double>& x) { return x.tanh(); }

@@ -169,11 +169,11 @@ class Spline {
     const T lower = multiply_add(s * xi, xi, d0 * q), upper = multiply_add(s * rest, rest, d1 * q);
     const T tilt = multiply_add(d1, xi, multiply_add(s, across, -(d0 * rest)));
     const T bend = multiply_add(T(-2), s, d0 + d1) * across;
-    const T log_xi = T(2) * (tilt / n - bend / beta), mean = s / beta;
+    const T log_xi = T(2) * (tilt / n - bend / beta), q2 = T(2) * q / beta;
 
-    const T g_y = (grad_log_slope * log_xi / b.width - grad_x) / (mean * n * mean), g_l = -grad_log_slope;
-    const T by_height = g_y * b.height / beta, q2 = T(2) * q / beta;
-    const T g_xi = multiply_add(by_height * mean, n, g_l * log_xi);
+    const T g_l = -grad_log_slope, g_xi = -(grad_x * b.width);
+    const T by_height = multiply_add(-g_l, log_xi, g_xi) / (s / beta * n);  // g_y height / beta
+    const T g_y = by_height * beta / b.height;
     const T g_d0 = multiply_add(by_height * q, upper / beta, g_l * (rest * rest / n - q2));
     const T g_d1 = multiply_add(-(by_height * q), lower / beta, g_l * (xi * xi / n - q2));
     const T whole = multiply_add(d0, g_d0, d1 * g_d1);
@@ -182,7 +182,7 @@ class Spline {
     const auto masked = [&](T grad) { return within ? grad : T(0); };
     shares_backward(p, b.along_x, b.k, masked(-g_xi / b.width), masked((whole - g_l - xi * g_xi) / b.width));
     shares_backward(p + a_.bins * kLanes, b.along_y, b.k, masked(g_y),
-                    masked(multiply_add(g_y, lower / beta, (g_l - whole) / b.height)));
+                    masked(multiply_add(by_height, lower, g_l - whole) / b.height));
     T* const slopes = p + 2 * a_.bins * kLanes;
     const int count = a_.bins + (a_.ends == SplineEnds::kGiven) - (a_.ends == SplineEnds::kFixed);
     const int first = slope_place(b.k), second = slope_place(b.k + 1);
@@ -249,9 +249,10 @@ class Spline {
     if (place < 0) return bounded(a_.boundary_slope);
     const T raw = slopes[place * kLanes];
     if (a_.style == SplineStyle::kZuko) {
-      const T shrunk = shrink(raw, a_.clip), slope = exp(raw * shrunk);
+      constexpr T kMost = sizeof(T) == 4 ? T(27.6310211159) : T(230.258509299404568);  // log kMostSlope
+      const T shrunk = shrink(raw, a_.clip), slope = bounded(exp(clamped(raw * shrunk, -kMost, kMost)));
       derivative = slope * shrunk * shrunk;
-      return bounded(slope);
+      return slope;
     }
     const T u = raw * a_.beta, e = exp(-fabs(u));
     derivative = (u < T(0) ? e : T(1)) / (T(1) + e);

@@ -148,6 +148,8 @@ def coupling_layer(
     features: int, condition_features: int, part: str | Sequence[bool], spline: Spline, **net: Any
 ) -> SplineCoupling:
     """A layer of a residual net that starts as the identity; the halves of an odd number differ by one."""
+    if not isinstance(part, str) and len(part) != features:
+        raise ValueError(f"expected part as a mask of {features} features, got {len(part)}")
     half = features // 2 if part in ("second", "odd") else features - features // 2
     changed = half if isinstance(part, str) else sum(part)
     start = spline.identity().repeat(changed)
@@ -185,6 +187,8 @@ class CompositeFlow(FlatFlow):
     def __init__(
         self, shape: int | tuple[int, ...], layers: Sequence[Description], *, context_features: int = 0
     ) -> None:
+        if not all(isinstance(layer, Mapping) for layer in layers):
+            raise TypeError(f"expected layers as a sequence of mappings, got {layers!r}")
         config = {"layers": [dict(layer) for layer in layers], "context_features": context_features}
         super().__init__(config, shape, None, None, context_features)
         self.layers.extend(_built(layer, self.features, context_features) for layer in layers)
@@ -194,6 +198,16 @@ class CompositeFlow(FlatFlow):
 
 
 def _built(description: Description, features: int, condition_features: int) -> nn.Module:
+    try:
+        layer = _layer_of(description, features, condition_features)
+    except TypeError as error:  # what a layer does not take
+        raise TypeError(f"expected layers as CompositeFlow describes them, got {description}: {error}") from error
+    if layer is None:
+        raise ValueError(f"expected layers as CompositeFlow describes them, got {description}")
+    return layer
+
+
+def _layer_of(description: Description, features: int, condition_features: int) -> nn.Module | None:
     given = dict(description)
     kind = given.pop("layer", None)
     if kind == "permutation":
@@ -202,8 +216,8 @@ def _built(description: Description, features: int, condition_features: int) -> 
         return LULinear(features, **given)
     if kind == "standardize":
         return Standardize(features, **given)
-    if kind == "inverse":
-        return Inverse(_built(given.get("of", {}), features, condition_features))
+    if kind == "inverse" and list(given) == ["of"]:
+        return Inverse(_built(given["of"], features, condition_features))
     transform = dict(given.pop("transform", {}))
     name = transform.pop("name", None)
     if kind == "autoregressive" and name in (Affine.name, Spline.name):
@@ -212,7 +226,7 @@ def _built(description: Description, features: int, condition_features: int) -> 
         )
     if kind == "coupling" and name == Spline.name and "part" in given:
         return coupling_layer(features, condition_features, given.pop("part"), Spline(**transform), **given)
-    raise ValueError(f"expected layers as CompositeFlow describes them, got {dict(description)}")
+    return None
 
 
 def described(transform: Affine | Spline) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -143,6 +144,20 @@ class MultiscaleFlow(Flow):
                 channels //= 2
             shapes.append((channels, height, width))
         return shapes
+
+
+def check_image(shape: Sequence[int]) -> None:
+    """Raises ValueError unless shape is that of an image, (C, H, W)."""
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"expected shape as (C, H, W), got {shape}")
+
+
+def check_halvings(height: int, width: int, times: int) -> None:
+    """Raises ValueError unless both can be halved so often."""
+    if height % 2**times or width % 2**times:
+        raise ValueError(
+            f"expected height and width divisible by {2**times}, to be halved {times} times, got {height} x {width}"
+        )
 
 
 def halvings(height: int, width: int) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._arguments import check_integer
 from ..nn import AffineCoupling, Chain, ResidualNet, Squeeze
-from .flow import Flow, MultiscaleFlow, halvings
+from .flow import Flow, MultiscaleFlow, check_halvings, check_image, halvings
 
 
 class RealNVP(MultiscaleFlow):
@@ -38,15 +38,11 @@ class RealNVP(MultiscaleFlow):
         dropout: float = 0.0,
         alpha: float = 0.05,
     ) -> None:
-        if len(shape) != 3:
-            raise ValueError(f"expected shape as (C, H, W), got {shape}")
+        check_image(shape)
         channels, height, width = shape
         scales = 1 + halvings(height, width) if scales is None else scales
         check_integer("scales", scales, 1)
-        if height % 2 ** (scales - 1) or width % 2 ** (scales - 1):
-            raise ValueError(
-                f"expected height and width divisible by 2^(scales - 1), got {height} x {width} and {scales} scales"
-            )
+        check_halvings(height, width, scales - 1)
         config = {
             "shape": list(shape), "levels": levels, "num_classes": num_classes, "context_features": context_features,
             "scales": scales, "hidden": hidden, "blocks": blocks, "dropout": dropout, "alpha": alpha,

@@ -16,7 +16,7 @@ from ..nn import (
     Standardize,
 )
 from .flat import FlatFlow, autoregressive_layer, coupling_layer
-from .flow import MultiscaleFlow, halvings
+from .flow import MultiscaleFlow, check_halvings, check_image, halvings
 
 KINDS = ("coupling", "autoregressive")
 
@@ -111,16 +111,12 @@ class SplineFlow(MultiscaleFlow):
         dropout: float = 0.0,
         alpha: float = 0.05,
     ) -> None:
-        if len(shape) != 3:
-            raise ValueError(f"expected shape as (C, H, W), got {shape}")
+        check_image(shape)
         channels, height, width = shape
         scales = max(1, halvings(height, width)) if scales is None else scales
         check_integer("scales", scales, 1)
         check_integer("couplings", couplings, 2)  # each changes one half
-        if height % 2**scales or width % 2**scales:
-            raise ValueError(
-                f"expected height and width divisible by 2^scales, got {height} x {width} and {scales} scales"
-            )
+        check_halvings(height, width, scales)
         config = {
             "shape": list(shape), "levels": levels, "num_classes": num_classes, "context_features": context_features,
             "scales": scales, "couplings": couplings, "bins": bins, "bound": bound, "hidden": hidden,

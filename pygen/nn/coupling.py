@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from .._arguments import check_integer
 from ..reference.coupling import checkerboard
+from .linear import check_width
 from .transforms import Spline
 
 
@@ -94,6 +95,7 @@ class SplineCoupling(nn.Module):
             even, odd = x[:, ::2], x[:, 1::2]
             return (odd, even) if self.part == "even" else (even, odd)
         if not isinstance(self.part, str):
+            check_width(x, len(self.part))
             x = x.index_select(1, self.order)  # type: ignore[arg-type]
         kept, changed = x.split((rest, n), 1)
         return kept, changed

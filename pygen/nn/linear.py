@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from .._arguments import check_integer, check_number
 
 
+def check_width(x: Tensor, width: int) -> None:
+    """Raises ValueError unless x has so many features or channels: broadcasting and indexing would take others."""
+    if x.dim() < 2 or x.shape[1] != width:
+        raise ValueError(f"expected x [B, {width}, ...], got {list(x.shape)}")
+
+
 class Permutation(nn.Module):
     """Flow layer that puts the features of vectors, or the channels of images, in another order: y_i = x_(order i).
 
@@ -21,6 +27,8 @@ class Permutation(nn.Module):
     def __init__(self, order: Tensor | Sequence[int]) -> None:
         super().__init__()
         order = torch.as_tensor(order)
+        if order.dim() != 1 or len(order) == 0 or order.dtype == torch.bool or order.is_floating_point():
+            raise ValueError(f"expected an order as integers [C], got {order.dtype} {list(order.shape)}")
         if not order.is_meta and order.sort().values.tolist() != list(range(len(order))):
             raise ValueError(f"expected an order of 0 to {len(order) - 1}, got {order.tolist()}")
         self.register_buffer("order", order.long())
@@ -40,6 +48,7 @@ class Permutation(nn.Module):
         self, x: Tensor, logdet: Tensor | None = None, condition: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         order: Tensor = self.order  # type: ignore[assignment]
+        check_width(x, len(order))
         return x.index_select(1, order.argsort() if inverse else order), logdet
 
 
@@ -54,7 +63,7 @@ class LULinear(nn.Module):
     def __init__(self, features: int, eps: float = 1e-3) -> None:
         super().__init__()
         check_integer("features", features, 1)
-        check_number("eps", eps, 0, 1 - 1e-9)
+        check_number("eps", eps, 0, 1, below=True)
         self.eps = eps
         self.weight = nn.Parameter(torch.eye(features) * math.log(math.expm1(1 - eps)))
         self.bias = nn.Parameter(torch.zeros(features))
@@ -98,6 +107,9 @@ class Standardize(nn.Module):
         """Takes them from x [B, D]; a feature that never changes keeps a standard deviation of 1."""
         if len(x) == 0 or x.shape[1:] != self.mean.shape:
             raise ValueError(f"expected x [B, {len(self.mean)}] of at least one sample, got {list(x.shape)}")
+        if not x.isfinite().all():
+            features = (~x.isfinite().all(0)).nonzero()[:, 0].tolist()
+            raise ValueError(f"expected finite x, got NaN or infinities in the features {features}")
         changes = (x != x[:1]).any(0)  # a rounded deviation of what is constant may not be 0
         self.mean.copy_(x.mean(0))
         self.std.copy_(torch.where(changes, x.std(0, correction=0), 1))
@@ -105,6 +117,7 @@ class Standardize(nn.Module):
     def forward(
         self, x: Tensor, logdet: Tensor | None = None, condition: Tensor | None = None, *, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
+        check_width(x, len(self.mean))
         total = self.std.to(torch.promote_types(x.dtype, torch.float32)).log().sum()
         if inverse:
             y = x * self.std + self.mean

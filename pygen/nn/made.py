@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._arguments import check_choice, check_integer
 from ..ops.made_inverse import check_skips
 from ..reference.made_inverse import NONLINEARITIES, hidden_layers, masks
-from .nets import start_at, start_small
+from .nets import check_condition, start_at, start_small
 
 
 class MADE(nn.Module):
@@ -56,14 +56,17 @@ class MADE(nn.Module):
         if degrees is None:
             degrees = standard_degrees(features, hidden, count)
         # Made and kept on the CPU, even where the model is made on "meta".
-        self.degrees = [torch.tensor(each, dtype=torch.int64, device="cpu") for each in degrees]
+        self.degrees = [torch.as_tensor(each, device="cpu") for each in degrees]
+        if any(each.dtype == torch.bool or each.is_floating_point() for each in self.degrees):
+            raise TypeError(f"expected degrees as integers, got {[each.dtype for each in self.degrees]}")
+        self.degrees = [each.to(torch.int64, copy=True) for each in self.degrees]
         if [list(each.shape) for each in self.degrees] != [[width] for width in widths]:
             raise ValueError(
                 f"expected degrees of {' and '.join(map(str, widths))} units, got {[len(each) for each in degrees]}"
             )
         if residual:
             check_skips(self.degrees)
-        self.residual, self.nonlinearity = residual, nonlinearity
+        self.residual, self.nonlinearity, self.condition_features = residual, nonlinearity, condition_features
         for i, mask in enumerate(masks(self.degrees, features * outputs)):
             self.register_buffer(f"mask{i}", mask, persistent=False)
         self.layers = nn.ModuleList(
@@ -96,6 +99,7 @@ class MADE(nn.Module):
 
     def biases(self, condition: Tensor | None = None) -> list[Tensor]:
         """Of every layer, [out], or [B, out] with the condition's part."""
+        check_condition(condition, self.condition_features)
         biases: list[Tensor] = [layer.bias for layer in self._linears()]
         for name, layer in self.conditions.items():
             i, given = int(name), layer(condition)

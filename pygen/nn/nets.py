@@ -48,6 +48,7 @@ class ResidualNet(nn.Module):
         def layer(inputs: int, outputs: int) -> nn.Module:
             return nn.Conv2d(inputs, outputs, 3, padding=1) if dims == 2 else nn.Linear(inputs, outputs)
 
+        self.condition_features = condition_features
         self.first = weight_norm(layer(in_channels, hidden))
         self.blocks = nn.ModuleList(
             _Block(
@@ -63,6 +64,7 @@ class ResidualNet(nn.Module):
         start_at(self.last, torch.zeros(out_channels) if start is None else start)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        check_condition(condition, self.condition_features)
         h = self.first(x)
         for block in self.blocks:
             h = block(h, condition)
@@ -125,7 +127,7 @@ class ResidualMLP(nn.Module):
         check_integer("blocks", blocks, 0)
         check_integer("condition_features", condition_features, 0)
         check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
-        self.nonlinearity = nonlinearity
+        self.nonlinearity, self.condition_features = nonlinearity, condition_features
         self.first = nn.Linear(inputs + condition_features, hidden)
         self.blocks = nn.ModuleList(
             _LinearBlock(hidden, nonlinearity, condition_features, dropout) for _ in range(blocks)
@@ -135,6 +137,7 @@ class ResidualMLP(nn.Module):
             start_at(self.last, start)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        check_condition(condition, self.condition_features)
         h = self.first(x if condition is None else torch.cat([x, condition], 1))
         for block in self.blocks:
             h = block(h, condition)
@@ -163,6 +166,13 @@ class _LinearBlock(nn.Module):
             h = h * self.condition(condition).sigmoid()
         out: Tensor = x + h
         return out
+
+
+def check_condition(condition: Tensor | None, features: int) -> None:
+    """Raises ValueError unless there is a condition of so many features, or None of 0."""
+    given = 0 if condition is None else condition.shape[1]
+    if given != features:
+        raise ValueError(f"expected a condition of {features} features, got {given}")
 
 
 def start_small(second: nn.Linear) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ class Affine:
     def __post_init__(self) -> None:
         if not isinstance(self.eps, (int, float)):
             raise TypeError(f"expected eps as a number, got {self.eps!r}")
-        check_number("eps", self.eps, 0, 1 - 1e-9)
+        check_number("eps", self.eps, 0, 1, below=True)
 
     @property
     def parameters(self) -> int:
@@ -67,7 +68,7 @@ class Spline:
 
     def __post_init__(self) -> None:
         check_integer("bins", self.bins, 2, 64)
-        if not isinstance(self.bounds, (int, float)):  # JSON has lists alone
+        if isinstance(self.bounds, Sequence):  # JSON has lists alone
             object.__setattr__(self, "bounds", tuple(self.bounds))
         # The op checks its options, and has its own words for unknown tails.
         size = 3 * self.bins + SLOPES.get(self.tails, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -50,6 +51,9 @@ def _options(nonlinearity: str, residual: bool, transform: str, **own: Any) -> t
     if transform not in TRANSFORMS:
         raise ValueError(f"{OP}: expected transform to be one of {TRANSFORMS}, got {transform!r}")
     options = str(MadeOptions(nonlinearity, residual, transform))
+    if unknown := [name for name in own if name not in _KNOWN[transform]]:
+        expected = ", ".join(_KNOWN[transform])
+        raise TypeError(f"{OP}: expected options of the {transform} transform, {expected}, got {unknown[0]!r}")
     return options, _affine(**own) if transform == "affine" else _spline(**own)
 
 
@@ -91,6 +95,7 @@ def _spline(
     )
 
 
+_KNOWN = {"affine": list(signature(_affine).parameters), "spline": list(signature(_spline).parameters)}
 _options_cached = lru_cache(maxsize=1024, typed=True)(_options)
 
 
@@ -104,6 +109,18 @@ def _own(options: MadeOptions, own: str) -> dict[str, Any]:
     else:
         keywords = coupling.CouplingOptions.parse(own).keywords(None, None)
     return {name: value for name, value in keywords.items() if name not in _SET}
+
+
+def _check_tensors(y: Any, *net: Any) -> None:
+    """Raises TypeError for what is no tensor, in clearer words than torch's."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{OP}: expected y as a tensor, got {type(y).__name__}")
+    for name, given in zip(("weights", "biases", "degrees"), net, strict=True):
+        if not isinstance(given, Sequence):
+            raise TypeError(f"{OP}: expected {name} as a sequence of tensors, got {type(given).__name__}")
+        for i, t in enumerate(given):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{OP}: expected {name}[{i}] as a tensor, got {type(t).__name__}")
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -137,7 +154,7 @@ def _check(
     widths = [len(d) for d in degrees]
     if widths[0] != y.shape[1]:
         raise ValueError(f"{OP}: expected degrees[0] of {y.shape[1]} features as y has, got {widths[0]}")
-    each = weights[-1].shape[0] // widths[0] if weights[-1].dim() else 0
+    each = max(1, weights[-1].shape[0] // widths[0]) if weights[-1].dim() else 1
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         outputs = each * widths[0] if i + 1 == len(weights) else widths[i + 1]
         if weight.shape != (outputs, widths[i]):
@@ -416,7 +433,11 @@ def made_inverse(
     if isinstance(options.get("bounds"), list):
         options["bounds"] = tuple(options["bounds"])
     compiling = torch.compiler.is_compiling()
-    words, own = (_options if compiling else _options_cached)(nonlinearity, residual, transform, **options)
+    try:
+        words, own = (_options if compiling else _options_cached)(nonlinearity, residual, transform, **options)
+    except TypeError:  # of what the cache cannot hold, in its own words
+        words, own = _options(nonlinearity, residual, transform, **options)
+    _check_tensors(y, weights, biases, degrees)
     if backends.forced is not None and backends.choose(OP, y) == "reference":
         return _default(y, weights, biases, degrees, MadeOptions.parse(words), own)
     if forward_ad._current_level >= 0:

@@ -146,6 +146,22 @@ def test_a_copy_shares_nothing() -> None:
     assert torch.equal(theirs.log_prob(x), before)
 
 
+def test_what_is_frozen_stays_so() -> None:
+    theirs = STACKS["context"]()
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_("initial_layer" not in name)
+    frozen = sum(not p.requires_grad for p in theirs.parameters())
+    ours = from_nflows(theirs)
+    assert sum(not p.requires_grad for p in ours.parameters()) == frozen == 8
+    assert sum(not p.requires_grad for p in to_nflows(ours).parameters()) == frozen
+    same(theirs, ours)
+
+
+def test_couplings_without_blocks_have_contexts() -> None:
+    theirs = flow(coupling(net={"context_features": 3, "num_blocks": 0}))
+    same(theirs, from_nflows(theirs))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -324,6 +340,31 @@ def test_patch_of_inverses_is_undone() -> None:
     patched.undo()
     patched.undo()
     assert base.inverse is before
+
+
+@pytest.mark.parametrize(
+    ("y", "context"),
+    [
+        (torch.zeros(5, D + 1), torch.zeros(5, 3)),
+        (torch.zeros(5, D, dtype=torch.float64), torch.zeros(5, 3)),
+        (torch.zeros(5, D), torch.zeros(5, 2)),
+        (torch.zeros(5, D), torch.zeros(4, 3)),
+        (torch.zeros(5, D), torch.zeros(5, 3, dtype=torch.float64)),
+    ],
+)
+def test_inverses_of_what_does_not_fit(y: Tensor, context: Tensor) -> None:
+    transform = affine(context_features=3)
+    with pytest.raises(RuntimeError) as theirs:
+        transform.inverse(y, context)
+    with patch(), pytest.raises(RuntimeError) as ours:
+        transform.inverse(y, context)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_inverses_in_16_bits_have_logdets_in_16_bits() -> None:
+    transform = affine().bfloat16()
+    with patch():
+        assert [t.dtype for t in transform.inverse(torch.zeros(5, D, dtype=torch.bfloat16))] == [torch.bfloat16] * 2
 
 
 def test_errors_of_inverses_are_theirs() -> None:

@@ -94,6 +94,27 @@ def test_every_transform_is_tried():
     assert {s.traits["transform"] for s in SAMPLES} == set(TRANSFORMS)
 
 
+def test_what_is_no_tensor_or_no_option():
+    y, weights, biases = torch.zeros(2, 3), [torch.zeros(4, 3), torch.zeros(6, 4)], [torch.zeros(4), torch.zeros(6)]
+    degrees = [torch.tensor([1, 2, 3]), torch.tensor([1, 2, 1, 2])]
+
+    def refused(error, message, *given, **options):
+        with pytest.raises(error, match=message):
+            ops.made_inverse(*given, residual=False, **options)
+
+    refused(TypeError, "expected y as a tensor, got list", [[0.0] * 3], weights, biases, degrees)
+    refused(TypeError, r"expected biases\[1\] as a tensor, got NoneType", y, weights, [biases[0], None], degrees)
+    refused(TypeError, r"expected degrees\[0\] as a tensor, got list", y, weights, biases, [[1, 2, 3], [1] * 4])
+    refused(TypeError, "expected weights as a sequence of tensors, got Tensor", y, weights[0], biases, degrees)
+    refused(
+        ValueError, r"weights\[1\] of shape \[3, 4\], got \[2, 4\]", y, [weights[0], weights[1][:2]], biases, degrees
+    )
+    net = (y, weights, biases, degrees)
+    refused(TypeError, "expected options of the affine transform, activation, .* got 'scale'", *net, scale=1)
+    refused(TypeError, "expected options of the spline transform, style, .* got 'eps'", *net, transform="spline", eps=1)
+    refused((TypeError, ValueError), r"expected activation to be one of .* got \['exp'\]", *net, activation=["exp"])
+
+
 # --- nflows ----------------------------------------------------------------------------------------------------------
 
 

@@ -273,7 +273,9 @@ def test_wrong_spline_flows() -> None:
         SplineFlowFlat(3, bound=0.0)
     with pytest.raises(ValueError, match=r"expected shape as \(C, H, W\), got \(8, 8\)"):
         SplineFlow((8, 8))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"divisible by 2\^scales, got 5 x 8 and 1 scales"):
+    with pytest.raises(ValueError, match=r"expected shape as \(C, H, W\), got 8"):
+        SplineFlow(8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="divisible by 2, to be halved 1 times, got 5 x 8"):
         SplineFlow((1, 5, 8), 17)
     with pytest.raises(ValueError, match="expected couplings >= 2, got 1"):
         SplineFlow((1, 8, 8), 17, couplings=1)
@@ -290,11 +292,16 @@ def test_wrong_spline_flows() -> None:
         {"layer": "coupling", "transform": {"name": "spline"}},
         {"layer": "autoregressive", "transform": {"name": "cubic"}},
         {"layer": "inverse"},
+        {"layer": "permutation", "order": [2, 1, 0]},
+        {"layer": "lu", "features": 4},
+        {"layer": "autoregressive", "transform": {"name": "affine"}},
     ],
 )
 def test_wrong_descriptions(layer: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected layers as CompositeFlow describes them, got"):
+    with pytest.raises((ValueError, TypeError), match="expected layers as CompositeFlow describes them, got"):
         CompositeFlow(3, [layer])
+    with pytest.raises(TypeError, match="expected layers as a sequence of mappings, got"):
+        CompositeFlow(3, ["lu"])  # type: ignore[list-item]
 
 
 def test_tensors_that_a_context_is_made_for() -> None:

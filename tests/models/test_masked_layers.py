@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from pygen.models.flat import coupling_layer
 from pygen.nn import (
     MADE,
     Affine,
@@ -85,6 +87,23 @@ def test_made_refuses() -> None:
         MADE(3, 2, hidden=4, nonlinearity="gelu")
     with pytest.raises(ValueError, match=r"expected degrees of 3 and 4 units, got \[3, 5\]"):
         MADE(3, 2, hidden=4, blocks=0, degrees=[[1, 2, 3], [1] * 5])
+    with pytest.raises(TypeError, match="expected degrees as integers, got"):
+        MADE(3, 2, hidden=4, blocks=0, degrees=[[1.0, 2.7, 3.0], [1] * 4])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda features: MADE(3, 2, hidden=4, condition_features=features),
+        lambda features: ResidualMLP(3, 2, hidden=4, condition_features=features),
+        lambda features: ResidualNet(3, 2, hidden=4, blocks=1, dims=0, condition_features=features),
+    ],
+)
+def test_conditions_that_do_not_fit(make: Callable[[int], torch.nn.Module]) -> None:
+    for features, given in ((0, 2), (2, 0), (2, 3)):
+        condition = torch.randn(5, given) if given else None
+        with pytest.raises(ValueError, match=f"expected a condition of {features} features, got {given}"):
+            make(features)(torch.randn(5, 3), condition)
 
 
 def test_residual_mlp_refuses() -> None:
@@ -156,8 +175,10 @@ def test_autoregressive_refuses() -> None:
 def test_transforms_refuse() -> None:
     with pytest.raises(ValueError, match="expected eps"):
         Affine(-1.0)
-    with pytest.raises(ValueError, match="expected eps"):
+    with pytest.raises(ValueError, match=r"expected eps >= 0 and < 1, got 1\.0"):
         Affine(1.0)
+    with pytest.raises((TypeError, ValueError), match="expected bounds as a positive number"):
+        Spline(bounds=None)  # type: ignore[arg-type]
     for bins in (1, 65):
         with pytest.raises(ValueError, match=f"expected bins from 2 to 64, got {bins}"):
             Spline(bins)
@@ -209,6 +230,10 @@ def test_couplings_refuse() -> None:
             SplineCoupling(net, 2, mask, Spline())
     with pytest.raises(ValueError, match=r"expected x \[B, C\] for a coupling of even features, got \[1, 4, 2, 2\]"):
         SplineCoupling(net, 2, "even", Spline())(torch.randn(1, 4, 2, 2))
+    with pytest.raises(ValueError, match=r"expected x \[B, 4, \.\.\.\], got \[1, 5\]"):
+        SplineCoupling(net, 2, [True, False, True, False], Spline())(torch.randn(1, 5))
+    with pytest.raises(ValueError, match="expected part as a mask of 5 features, got 4"):
+        coupling_layer(5, 0, [True, False, True, False], Spline(), hidden=4)
 
 
 # --- linear layers ---------------------------------------------------------------------------------------------------
@@ -238,6 +263,11 @@ def test_permutations() -> None:
     for wrong in ([0, 2], [0, 0], [-1, 0]):
         with pytest.raises(ValueError, match=r"expected an order of 0 to 1, got"):
             Permutation(wrong)
+    for none in ([1.0, 0.0], [True, False], [], [[0, 1]]):
+        with pytest.raises(ValueError, match=r"expected an order as integers \[C\], got"):
+            Permutation(none)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected x \[B, 3, \.\.\.\], got \[2, 4\]"):
+        Permutation.reverse(3)(torch.randn(2, 4))
 
 
 def test_standardize() -> None:
@@ -248,3 +278,9 @@ def test_standardize() -> None:
     torch.testing.assert_close(y.mean(0), torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(y.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
     assert not list(layer.parameters())
+    for wrong in (torch.randn(2, 1), torch.randn(2, 4), torch.randn(3)):
+        with pytest.raises(ValueError, match=r"expected x \[B, 3, \.\.\.\], got"):
+            layer(wrong)
+    x[3, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"expected finite x, got NaN or infinities in the features \[1\]"):
+        layer.observe(x)

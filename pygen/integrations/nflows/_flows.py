@@ -58,8 +58,10 @@ def nonlinearity(activation: Any) -> str | None:
 # --- from nflows ------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def from_nflows(flow: nn.Module) -> CompositeFlow:
-    """A flow of vectors of nflows as one of pygen, with copies of its weights, in its dtype and on its device.
+    """A flow of vectors of nflows as one of pygen, with copies of its weights, in its dtype and on its device; what is
+    frozen (requires_grad=False) stays so.
 
     The same density, and samples of the same latents, to rounding, but faster: splines in one pass, autoregressive
     layers sampled in one sweep. It can be saved, loaded and trained on as every model. To read a checkpoint of nflows,
@@ -93,13 +95,13 @@ def from_nflows(flow: nn.Module) -> CompositeFlow:
         raise TypeError(f"expected a flow with a StandardNormal of vectors, got {type(flow._distribution).__name__}")
     (features,) = flow._distribution._shape
     parts = list(_parts(flow._transform, features))
-    widths = {_condition_features(state) for description, state in parts if "transform" in _innermost(description)}
+    widths = {_condition_features(*part) for part in parts if "transform" in _innermost(part[0])}
     if len(widths) > 1:
         raise ValueError(f"expected nets with the same number of context features, got {sorted(widths)}")
     model = CompositeFlow(features, [description for description, _ in parts], context_features=max(widths, default=0))
     if (like := next(flow.parameters(), None)) is not None:
         model.to(like)
-    model.load_state_dict({f"layers.{i}.{key}": t for i, (_, state) in enumerate(parts) for key, t in state.items()})
+    _load(model, {f"layers.{i}.{key}": t for i, (_, state) in enumerate(parts) for key, t in state.items()})
     return model.train(flow.training)
 
 
@@ -107,8 +109,19 @@ def _innermost(description: dict[str, Any]) -> dict[str, Any]:
     return _innermost(description["of"]) if description["layer"] == "inverse" else description
 
 
-def _condition_features(state: dict[str, Tensor]) -> int:
+def _condition_features(description: dict[str, Any], state: dict[str, Tensor]) -> int:
+    part: list[bool] | None = _innermost(description).get("part")
+    if part is not None:  # a coupling's net is given what is kept, and the condition
+        return next(t.shape[1] for key, t in state.items() if key.endswith("net.first.weight")) - part.count(False)
     return max((t.shape[1] for key, t in state.items() if "condition" in key and key.endswith("weight")), default=0)
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], *, strict: bool = True) -> None:
+    """Weights, and which of them are frozen."""
+    module.load_state_dict(state, strict=strict)
+    for name, parameter in module.named_parameters():
+        if name in state:
+            parameter.requires_grad_(state[name].requires_grad)
 
 
 def _parts(transform: nn.Module, features: int) -> Iterator[Part]:
@@ -132,7 +145,8 @@ def _parts(transform: nn.Module, features: int) -> Iterator[Part]:
         weight = t.unconstrained_upper_diag.diag()
         weight[t.lower_indices] = t.lower_entries
         weight[t.upper_indices] = t.upper_entries
-        yield {"layer": "lu", "eps": t.eps}, {"weight": weight.detach(), "bias": t.bias}
+        frozen = not any(p.requires_grad for p in (t.lower_entries, t.upper_entries, t.unconstrained_upper_diag))
+        yield {"layer": "lu", "eps": t.eps}, {"weight": weight.requires_grad_(not frozen), "bias": t.bias}
     elif isinstance(t, theirs.MaskedAffineAutoregressiveTransform):
         yield _of_made(t.autoregressive_net, Affine(t._epsilon), features)
     elif isinstance(t, theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform):
@@ -210,10 +224,9 @@ def _of_coupling(t: Any, features: int) -> Part:
 def _renamed(net: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
     """The weights and biases of modules by their new names, copied."""
     state = {}
-    for key, value in net.state_dict().items():
+    for key, value in net.named_parameters():
         module, _, name = key.rpartition(".")
-        if name in ("weight", "bias"):
-            state[f"{names[module]}.{name}"] = value.clone()
+        state[f"{names[module]}.{name}"] = value.detach().clone().requires_grad_(value.requires_grad)
     return state
 
 
@@ -257,8 +270,10 @@ def made_names(net: Any) -> Iterator[tuple[str, str]]:
 # --- to nflows --------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def to_nflows(model: FlatFlow) -> nn.Module:
-    """A flow of vectors of pygen as nflows.flows.Flow, with copies of its weights, in its dtype and on its device.
+    """A flow of vectors of pygen as nflows.flows.Flow, with copies of its weights, in its dtype and on its device; what
+    is frozen (requires_grad=False) stays so.
 
     model: `MAF`, `IAF`, `SplineFlowFlat` or `CompositeFlow`, of real numbers, without labels and without dropout.
 
@@ -276,7 +291,6 @@ def to_nflows(model: FlatFlow) -> nn.Module:
     return flow.to(model._like).train(model.training)
 
 
-@torch.no_grad()
 def _theirs(layer: nn.Module, features: int, context_features: int | None) -> Any:
     from nflows import transforms
 
@@ -292,6 +306,9 @@ def _theirs(layer: nn.Module, features: int, context_features: int | None) -> An
         lu.upper_entries.copy_(layer.weight[lu.upper_indices])
         lu.unconstrained_upper_diag.copy_(layer.weight.diagonal())
         lu.bias.copy_(layer.bias)
+        for parameter in lu.parameters():
+            parameter.requires_grad_(layer.weight.requires_grad)
+        lu.bias.requires_grad_(layer.bias.requires_grad)
         return lu
     if isinstance(layer, MaskedAutoregressive):
         return _autoregressive(layer, features, context_features)
@@ -335,7 +352,7 @@ def _autoregressive(layer: MaskedAutoregressive, features: int, context_features
     net = theirs.autoregressive_net
     state = _renamed(made, dict(made_names(net)))
     _scale(state, "final_layer", transform, 1 / divisor(net), features)
-    net.to(made.weights()[0]).load_state_dict(state, strict=False)
+    _load(net.to(made.weights()[0]), state, strict=False)  # masks are buffers, and follow
     for i, masked in enumerate(made_layers(net)):
         masked.mask.copy_(made.get_buffer(f"mask{i}"))
         if i + 1 < len(made.degrees):
@@ -363,5 +380,5 @@ def _coupling(layer: SplineCoupling, features: int, context_features: int | None
     theirs = transforms.PiecewiseRationalQuadraticCouplingTransform(mask, create, **_splines(spline))
     state = _renamed(net, dict(_residual_names(len(net.blocks))))
     _scale(state, "final_layer", spline, 1 / divisor(theirs.transform_net), len(changed))
-    theirs.transform_net.to(net.first.weight).load_state_dict(state)
+    _load(theirs.transform_net.to(net.first.weight), state)
     return theirs

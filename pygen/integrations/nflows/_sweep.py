@@ -17,12 +17,13 @@ Inverse = Callable[..., tuple[Tensor, Tensor]]
 
 def swept(original: Inverse) -> Inverse:
     """AutoregressiveTransform.inverse by `pygen.ops.made_inverse`; `original` computes what that does not have: other
-    transforms and nets, batch normalisation, dropout in training, other activations."""
+    transforms and nets, batch normalisation, dropout in training, other activations; and raises for what does not fit.
+    """
 
     @functools.wraps(original)
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        found = _covered(self) if inputs.dim() == 2 else None
-        if found is None:
+        found = _covered(self)
+        if found is None or not _fits(self.autoregressive_net, inputs, context):
             return original(self, inputs, context)
         net, (transform, nonlinearity) = self.autoregressive_net, found
         layers = made_layers(net)
@@ -35,13 +36,31 @@ def swept(original: Inverse) -> Inverse:
                     if len(given) == 1:  # which nflows broadcasts
                         given = given.expand(len(inputs), -1)
                     biases[int(i)] = biases[int(i)] + (given if int(i) else net.activation(given))
-        return ops.made_inverse(
+        x, logabsdet = ops.made_inverse(
             inputs, [layer.weight * layer.mask for layer in layers], biases, made_degrees(net),
             nonlinearity=nonlinearity, residual=net.use_residual_blocks,
             transform=transform.name, **transform.options,
         )  # fmt: skip
+        return x, logabsdet.to(inputs.dtype)
 
     return inverse
+
+
+def _fits(net: Any, inputs: Tensor, context: Tensor | None) -> bool:
+    """Whether a net takes these inputs and this context."""
+    weight = net.initial_layer.weight
+    if inputs.dim() != 2 or inputs.shape[1] != weight.shape[1] or inputs.dtype != weight.dtype:
+        return False
+    if context is None:
+        return True
+    layer = getattr(net, "context_layer", None)
+    return (
+        layer is not None
+        and context.dim() == 2
+        and len(context) in (1, len(inputs))
+        and context.shape[1] == layer.in_features
+        and context.dtype == weight.dtype
+    )
 
 
 def _covered(t: Any) -> tuple[Affine | Spline, str] | None:
