@@ -17,7 +17,7 @@ from .runner import JUDGED, Result
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-README_HEAD = ("case", "pygen", "eager", "torch.compile", "peers", "limit reached")
+README_HEAD = ("case", "mode", "pygen", "eager", "torch.compile", "peers", "limit reached")
 
 
 def read(folder: Path) -> dict[str, Result]:
@@ -81,7 +81,7 @@ def readme_table(runs: dict[str, Result]) -> str:
                     report.seconds(ours["median_s"]),
                     f"{ours['pct_limit']:.0f} %",
                 )
-                body.append((case, time, *baselines, report.peers(line), limit))
+                body.append((case, line.mode, time, *baselines, report.peers(line), limit))
         if body:
             parts += [markdown_table(README_HEAD, body), f"{report.describe(result['host'])}."]
     return "\n\n".join(parts)
