@@ -1,6 +1,6 @@
 // Inverses of autoregressive transforms on a GPU: of one feature of one sample, by a thread. In PyTorch:
 // reference/coupling.py and reference/rational_quadratic_spline.py; the names and the order of operations are those of
-// csrc/cpu/coupling_blocks.h and csrc/cpu/rational_quadratic_spline.h.
+// csrc/cpu/coupling_blocks.h and csrc/cpu/spline_lanes.h.
 //
 // A feature's parameter c lies at p[c * kLanes]. Comparisons are written so that NaN is kept.
 #pragma once
