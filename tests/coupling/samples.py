@@ -17,20 +17,14 @@ from pygen.reference import coupling as reference
 from tests.harness.calls import build, random, raw_call
 from tests.harness.combine import pairwise
 from tests.harness.spec import (
-    BF16,
-    F16,
-    F32,
+    ALL_DTYPES,
     F64,
-    MIXED_BF16,
-    MIXED_F16,
     Dtypes,
     ErrorInput,
     OpSpec,
     Sample,
     register,
 )
-
-DTYPES = (F32, F64, BF16, F16, MIXED_BF16, MIXED_F16)
 
 # Every activation with either shift in either direction; all else in pairs.
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -280,7 +274,7 @@ COUPLING = register(
         roles={"x": "data", "params": "parameters", "gain": "accumulate", "logdet": "accumulate"},
         batched=frozenset({"x", "params", "logdet", "y"}),
         order=1,
-        dtypes=DTYPES,
+        dtypes=ALL_DTYPES,
         samples=samples,
         shapes=shapes,
         threaded=threaded,
@@ -359,7 +353,7 @@ register(
         | {"params": "parameters"},
         batched=frozenset({"grad_y", "grad_logdet", "saved", "params", "grad_x", "grad_params"}),
         order=0,
-        dtypes=DTYPES,
+        dtypes=ALL_DTYPES,
         samples=backward_samples,
         skips={need: i for i, need in enumerate(_NEEDS)},
         public=False,

@@ -72,6 +72,7 @@ class Dtypes(NamedTuple):
 
 F32, F64, BF16, F16 = (Dtypes(d, d) for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16))
 MIXED_BF16, MIXED_F16 = Dtypes(torch.float32, torch.bfloat16), Dtypes(torch.float32, torch.float16)
+ALL_DTYPES = (F32, F64, BF16, F16, MIXED_BF16, MIXED_F16)
 
 
 def no_allowance(sample: Sample, inputs: Any, outputs: Any, upstream: Any, dtypes: Dtypes) -> dict[str, float]:

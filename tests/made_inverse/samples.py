@@ -18,12 +18,8 @@ from pygen.reference import made_inverse as reference
 from tests.harness.calls import Call, build, evaluate, random, raw_call
 from tests.harness.combine import pairwise
 from tests.harness.spec import (
-    BF16,
-    F16,
-    F32,
+    ALL_DTYPES,
     F64,
-    MIXED_BF16,
-    MIXED_F16,
     Dtypes,
     ErrorInput,
     OpSpec,
@@ -31,7 +27,6 @@ from tests.harness.spec import (
     register,
 )
 
-DTYPES = (F32, F64, BF16, F16, MIXED_BF16, MIXED_F16)
 MOST = 6  # layers, that of the parameters included
 
 Degrees = tuple[tuple[int, ...], ...]
@@ -248,7 +243,7 @@ SPEC = register(
         roles={"y": "data"} | OF_LAYERS,
         batched=frozenset({"y", "x", "logabsdet"}) | OF_SAMPLES,
         order=1,
-        dtypes=DTYPES,
+        dtypes=ALL_DTYPES,
         samples=samples,
         shapes=shapes,
         threaded=threaded,
@@ -306,7 +301,7 @@ BACKWARD = register(
         roles={"grad_x": "data", "grad_logabsdet": "accumulate", "x": "data", "y": "data"} | OF_LAYERS,
         batched=frozenset({"grad_x", "grad_logabsdet", "x", "y", "grad_y", "grad_total"}) | OF_SAMPLES,
         order=0,
-        dtypes=DTYPES,
+        dtypes=ALL_DTYPES,
         samples=backward_samples,
         allowance=lambda s, inputs, outputs, upstream, dtypes: allowance(
             BACKWARD, s, inputs, outputs, upstream, dtypes

@@ -18,20 +18,14 @@ from pygen.reference.rational_quadratic_spline import rational_quadratic_spline_
 from tests.harness.calls import Call, build, evaluate, random, raw_call
 from tests.harness.combine import pairwise
 from tests.harness.spec import (
-    BF16,
-    F16,
-    F32,
+    ALL_DTYPES,
     F64,
-    MIXED_BF16,
-    MIXED_F16,
     Dtypes,
     ErrorInput,
     OpSpec,
     Sample,
     register,
 )
-
-DTYPES = (F32, F64, BF16, F16, MIXED_BF16, MIXED_F16)
 
 STYLES = ("nflows", "zuko", "knots")
 ENDS = (("linear", -1), ("linear", 1), ("circular", 0), (None, 1))  # tails, and derivatives more than bins
@@ -232,7 +226,7 @@ SPEC = register(
         roles=ROLES,
         batched=frozenset({*ROLES, "y", "logabsdet"}),
         order=1,
-        dtypes=DTYPES,
+        dtypes=ALL_DTYPES,
         samples=samples,
         shapes=shapes,
         threaded=threaded,
@@ -286,7 +280,7 @@ BACKWARD = register(
             {"grad_y", "grad_logabsdet", *ROLES, "grad_x", "grad_widths", "grad_heights", "grad_derivatives"}
         ),
         order=0,
-        dtypes=DTYPES,
+        dtypes=ALL_DTYPES,
         samples=backward_samples,
         skips={need: i for i, need in enumerate(NEEDS)},
         allowance=lambda s, inputs, outputs, upstream, dtypes: as_x_is_rounded(BACKWARD, s, inputs, upstream, dtypes),
