@@ -133,7 +133,7 @@ class SplineFeature {
       : numbers_(a.spline),
         each_(SplineParts(a.parameters, false).each),
         blocks_(a.spline.bins),
-        slopes_(a.spline, W) {}
+        slopes_(a.spline, 1, W) {}
 
   // `first` is the first of a kind
   Rows<T> rows(int64_t first) const { return rows(int(first / each_), 0); }
@@ -161,13 +161,13 @@ class SplineFeature {
   }
   void find(const T* y) {
     find_bins<false, true>(numbers_, kV, blocks_, y, bins_, {});
-    for (int v = 0; v < kV; ++v) slopes_.load(blocks_[size_t(v)].slopes, 1, W, bins_[v]);
+    for (int v = 0; v < kV; ++v) slopes_.load(blocks_[size_t(v)].slopes, W, bins_[v]);
   }
 
   SplineNumbers<T> numbers_;
   int64_t each_;
   SplineMemory<T> blocks_;
-  SplineSlopes slopes_;
+  SplineSlopes<T, T> slopes_;
   SplineBin<T> bins_[kV];
 };
 

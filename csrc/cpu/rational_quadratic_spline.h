@@ -31,7 +31,10 @@ template <class T, class P>
 class SplineRows {
  public:
   SplineRows(const SplineArgs& a, const SplinePlaces* places)
-      : args_(a), places_(places), lanes_{of(places[0]), of(places[1]), of(places[2])}, slopes_(a, places[2].step) {}
+      : args_(a),
+        places_(places),
+        lanes_{of(places[0]), of(places[1]), of(places[2])},
+        slopes_(a, places[2].element, places[2].step) {}
 
   // widths and heights of n elements from number `first` of run r
   PYGEN_INLINE void load(int64_t r, int64_t first, int64_t n, const SplineBlocks<T>& b) const {
@@ -39,7 +42,7 @@ class SplineRows {
   }
   // and slopes, once their bins are known
   PYGEN_INLINE void load_slopes(int64_t r, int64_t first, int64_t n, SplineBin<T>& bin) const {
-    slopes_.load(at(2, r, first), places_[2].element, n, bin);
+    slopes_.load(at(2, r, first), n, bin);
   }
 
   // n elements from number `first` of run r, in so many turns, where an element's lie side by side
@@ -74,7 +77,7 @@ class SplineRows {
   const SplineArgs& args_;
   const SplinePlaces* places_;
   Lanes<T, P> lanes_[kSplineKinds];
-  SplineSlopes slopes_;
+  SplineSlopes<T, P> slopes_;
 };
 
 // n values, the last of them repeated

@@ -269,34 +269,51 @@ PYGEN_INLINE void find_by_knots(const SplineNumbers<T>& numbers, const SplineBlo
 
 // --- slopes of knots -------------------------------------------------------------------------------------------------
 
-// Where the raw slopes of knots are, of a run of elements.
+// Reads the raw slopes of knots of a run of elements, of which one has slope c at c * step.
+template <class T, class P>
 class SplineSlopes {
+  using V = Vec<T>;
+  using Offset = at::vec::int_same_size_t<T>;
+  static constexpr int64_t W = V::size();
+
  public:
-  SplineSlopes(const SplineArgs& a, int64_t step) {
-    const int64_t last = a.bins - 2;
-    for (int64_t j = 0; j <= a.bins; ++j) {
-      const bool wraps = a.ends == SplineEnds::kShared && j == a.bins;
-      // fixed: those of the ends are any
-      places_[j] = (a.ends == SplineEnds::kFixed ? std::clamp(j - 1, int64_t(0), last) : wraps ? 0 : j) * step;
-    }
+  SplineSlopes(const SplineArgs& a, int64_t element, int64_t step)
+      : ends_(a.ends), bins_(T(a.bins)), element_(element), step_(step) {
+    constexpr int64_t most = int64_t(1) << (sizeof(T) == 4 ? 23 : 52);  // below it numbers are exact
+    gathers_ = std::is_same_v<T, P> && kMaxBins * step < most && W * element < most;
+    for (int64_t i = 0; i < W; ++i) lanes_[i] = gathers_ ? Offset(i * element) : 0;
   }
 
   // At the ends of the bins of n elements, from the first of them on; lanes beyond repeat the last.
-  template <class T, class P>
-  PYGEN_INLINE void load(const P* first, int64_t element, int64_t n, SplineBin<T>& bin) const {
-    constexpr int64_t W = Vec<T>::size();
-    alignas(64) T k[W], left[W], right[W];
-    bin.k.store(k);
-    for (int64_t i = 0; i < W; ++i) {
-      const P* const raw = first + std::min(i, n - 1) * element;
-      const int64_t* const place = places_ + int64_t(k[i]);
-      left[i] = static_cast<T>(raw[place[0]]), right[i] = static_cast<T>(raw[place[1]]);
-    }
-    bin.d[0] = Vec<T>::loadu(left), bin.d[1] = Vec<T>::loadu(right);
+  PYGEN_INLINE void load(const P* first, int64_t n, SplineBin<T>& bin) const {
+    bin.d[0] = at_knots(first, n, bin.k), bin.d[1] = at_knots(first, n, bin.k + V(1));
   }
 
  private:
-  int64_t places_[kMaxBins + 1];
+  // What has no parameter of its own, a fixed end, gets any.
+  PYGEN_INLINE V at_knots(const P* first, int64_t n, const V& knot) const {
+    V own = knot;
+    if (ends_ == SplineEnds::kFixed) own = at::vec::clamp(knot - V(1), V(0), V(bins_ - 2));
+    if (ends_ == SplineEnds::kShared) own = select(equal(knot, V(bins_)), V(0), knot);
+    if constexpr (std::is_same_v<T, P>) {
+      if (gathers_ && n == W) {
+        const auto offsets = at::vec::convert_to_int_of_same_size(own * V(T(step_)));
+        return at::vec::gather<sizeof(T)>(first, offsets + Vec<Offset>::loadu(lanes_));
+      }
+    }
+    alignas(64) T numbers[W];
+    own.store(numbers);
+    for (int64_t i = 0; i < W; ++i) {
+      numbers[i] = static_cast<T>(first[std::min(i, n - 1) * element_ + int64_t(numbers[i]) * step_]);
+    }
+    return V::loadu(numbers);
+  }
+
+  SplineEnds ends_;
+  T bins_;
+  int64_t element_, step_;
+  bool gathers_;
+  Offset lanes_[W];
 };
 
 // The first knot that has a parameter of a kind.
