@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> made_inverse_backward(const Tensor& grad_x, const Ten
     call.args.grad_total = total.mutable_data_ptr();
     call.run(kernels<MadeKernels>().backward[call.by_type()]);
   }
-  return {grad_y.to(y.scalar_type()), total.to(y.scalar_type())};
+  return {grad_y.to(y.scalar_type()), total};
 }
 
 TORCH_LIBRARY_IMPL(pygen, CPU, m) {

@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor> made_inverse_backward(const Tensor& grad_x, const Ten
   call.args.grad_logabsdet = g_l.const_data_ptr(), call.args.grad_y = grad_y.mutable_data_ptr();
   call.args.grad_total = total.mutable_data_ptr();
   if (!run(call, true)) return refused();
-  return {grad_y.to(y.scalar_type()), total.to(y.scalar_type())};
+  return {grad_y.to(y.scalar_type()), total};
 }
 
 TORCH_LIBRARY_IMPL(pygen, CUDA, m) {

@@ -282,7 +282,7 @@ def _default_backward(
 def _fake_backward(grad_x: Tensor, grad_logabsdet: Tensor, x: Tensor, y: Tensor, *net: Any) -> tuple[Tensor, Tensor]:
     _check_backward(grad_x, grad_logabsdet, x, y, *net)
     grad_y = torch.empty_like(y, memory_format=torch.contiguous_format)
-    return grad_y, torch.empty_like(grad_y)
+    return grad_y, torch.empty_like(grad_y, dtype=_wide(y))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -306,7 +306,7 @@ def _backward(ctx: Any, grad_x: Tensor, grad_logabsdet: Tensor) -> tuple[Any, ..
     options = MadeOptions.parse(ctx.options)
     storage, wide = weights[0].dtype, _wide(y)
     net = ([w.to(wide) for w in weights], [b.to(wide) for b in biases], degrees)
-    x, y, total = x.to(wide), y.to(wide), total.to(wide)
+    x, y = x.to(wide), y.to(wide)
     with without_autocast(y):
         params, pullback = reference.made_and_pullback(x, *net, **options.net)
         grad = _params_backward(total, grad_logabsdet, x, y, params, options, ctx.own)

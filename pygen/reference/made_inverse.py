@@ -232,7 +232,8 @@ def made_inverse_backward(
     transform: str = "affine",
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of y, and of x with what features pass on to those of lower degrees that their parameters depend on."""
+    """Gradients of y, and of x with what features pass on to those of lower degrees that their parameters depend on:
+    this one in the type of the arithmetic."""
     dtype, storage = torch.promote_types(y.dtype, torch.float32), y.dtype
     x, y, total, grad_logabsdet = (t.to(dtype) for t in (x, y, grad_x, grad_logabsdet))
     net = _Net(y, weights, biases, degrees, nonlinearity, residual)
@@ -261,4 +262,4 @@ def made_inverse_backward(
         rows = own.repeat_interleave(params.shape[1] // len(own))
         below = torch.where(rows, of_params, 0) @ torch.where(rows[:, None], net.weights[-1], 0)
         of_reads[-1] = of_reads[-1] + torch.where(net.of_layers[-1] < degree, below, 0)
-    return grad_y.to(storage), total.to(storage)
+    return grad_y.to(storage), total
