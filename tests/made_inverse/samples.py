@@ -147,7 +147,13 @@ def threaded() -> Iterator[Sample]:
 def draw() -> st.SearchStrategy[Sample]:
     rows = st.sampled_from(pairwise(**FACTORS))
     sizes = st.tuples(st.integers(0, 70), st.integers(1, 9), st.integers(1, 20))
-    return st.builds(lambda row, s: sample("drawn", *s, **row), rows, sizes)
+    return st.builds(lambda row, s: sample("drawn", *s, **row), rows, sizes).filter(_tame)
+
+
+def _tame(s: Sample) -> bool:
+    """Whether no feature's scale sends the later ones off, to where even float64 is infinite."""
+    x, logabsdet = truth(**s.inputs, **s.options)
+    return not x.numel() or bool((x.abs().max() < 1e3) & logabsdet.isfinite().all())
 
 
 # --- what is not admitted ---------------------------------------------------------------------------------------------
