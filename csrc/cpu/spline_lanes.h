@@ -16,7 +16,9 @@ namespace {
 // --- numbers of a call, in the type of the arithmetic ----------------------------------------------------------------
 
 template <class T>
-constexpr T kLeastLogit = sizeof(T) == 4 ? T(-86) : T(-866);  // below the largest, in powers of 2
+constexpr T kLeastLogit = kLog2E<T> * (sizeof(T) == 4 ? T(-60) : T(-600));  // below the largest, in powers of 2
+template <class T>
+constexpr T kMostGradient = sizeof(T) == 4 ? T(1e36) : T(1e300);  // of a corner or a size: times 0 it is 0
 template <class T>
 constexpr T kMostSlope = sizeof(T) == 4 ? T(1e12) : T(1e100);
 constexpr int64_t kGroup = 8;    // bins whose shares are added on their own
@@ -521,7 +523,10 @@ PYGEN_INLINE void differentiate(const SplineNumbers<T>& numbers, const SplineBin
   const V g_d1 = fmadd((by_height * p.q).neg(), lower * by_beta, g_l * fmadd(p.xi * p.xi, by_n, q2.neg()));
   const V whole = fmadd(p.d0, g_d0, p.d1 * g_d1);
   const V grad_x = kInverse ? g_y.neg() : g_xi * p.inverse_width;
-  const auto masked = [&](const V& t) __attribute__((always_inline)) { return inside(bin, v, t, zero); };
+  const V most(kMostGradient<T>);
+  const auto masked = [&](const V& t) __attribute__((always_inline)) {
+    return inside(bin, v, at::vec::clamp(t, most.neg(), most), zero);
+  };
   const V corner_x = masked((g_xi * p.inverse_width).neg()), corner_y = masked(g_y);
   const V size_x = masked((whole - g_l - p.xi * g_xi) * p.inverse_width);
   const V size_y = masked(fmadd(by_height, lower, g_l - whole) / bin.height);

@@ -187,7 +187,7 @@ class CompositeFlow(FlatFlow):
     def __init__(
         self, shape: int | tuple[int, ...], layers: Sequence[Description], *, context_features: int = 0
     ) -> None:
-        if not all(isinstance(layer, Mapping) for layer in layers):
+        if not isinstance(layers, Sequence) or not all(isinstance(layer, Mapping) for layer in layers):
             raise TypeError(f"expected layers as a sequence of mappings, got {layers!r}")
         config = {"layers": [dict(layer) for layer in layers], "context_features": context_features}
         super().__init__(config, shape, None, None, context_features)
@@ -207,7 +207,9 @@ def _built(description: Description, features: int, condition_features: int) -> 
     return layer
 
 
-def _layer_of(description: Description, features: int, condition_features: int) -> nn.Module | None:
+def _layer_of(description: Any, features: int, condition_features: int) -> nn.Module | None:
+    if not isinstance(description, Mapping):
+        return None
     given = dict(description)
     kind = given.pop("layer", None)
     if kind == "permutation":
@@ -218,7 +220,10 @@ def _layer_of(description: Description, features: int, condition_features: int) 
         return Standardize(features, **given)
     if kind == "inverse" and list(given) == ["of"]:
         return Inverse(_built(given["of"], features, condition_features))
-    transform = dict(given.pop("transform", {}))
+    transform = given.pop("transform", {})
+    if not isinstance(transform, Mapping):
+        return None
+    transform = dict(transform)
     name = transform.pop("name", None)
     if kind == "autoregressive" and name in (Affine.name, Spline.name):
         return autoregressive_layer(

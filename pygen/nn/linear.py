@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .._arguments import check_integer, check_number
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def check_width(x: Tensor, width: int) -> None:
     """Raises ValueError unless x has so many features or channels: broadcasting and indexing would take others."""
@@ -27,7 +29,7 @@ class Permutation(nn.Module):
     def __init__(self, order: Tensor | Sequence[int]) -> None:
         super().__init__()
         order = torch.as_tensor(order)
-        if order.dim() != 1 or len(order) == 0 or order.dtype == torch.bool or order.is_floating_point():
+        if order.dim() != 1 or len(order) == 0 or order.dtype not in _INTEGERS:
             raise ValueError(f"expected an order as integers [C], got {order.dtype} {list(order.shape)}")
         if not order.is_meta and order.sort().values.tolist() != list(range(len(order))):
             raise ValueError(f"expected an order of 0 to {len(order) - 1}, got {order.tolist()}")

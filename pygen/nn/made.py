@@ -57,7 +57,7 @@ class MADE(nn.Module):
             degrees = standard_degrees(features, hidden, count)
         # Made and kept on the CPU, even where the model is made on "meta".
         self.degrees = [torch.as_tensor(each, device="cpu") for each in degrees]
-        if any(each.dtype == torch.bool or each.is_floating_point() for each in self.degrees):
+        if any(len(each) and (each.dtype == torch.bool or each.is_floating_point()) for each in self.degrees):
             raise TypeError(f"expected degrees as integers, got {[each.dtype for each in self.degrees]}")
         self.degrees = [each.to(torch.int64, copy=True) for each in self.degrees]
         if [list(each.shape) for each in self.degrees] != [[width] for width in widths]:

@@ -170,7 +170,7 @@ class _LinearBlock(nn.Module):
 
 def check_condition(condition: Tensor | None, features: int) -> None:
     """Raises ValueError unless there is a condition of so many features, or None of 0."""
-    given = 0 if condition is None else condition.shape[1]
+    given = 0 if condition is None else condition.shape[-1]
     if given != features:
         raise ValueError(f"expected a condition of {features} features, got {given}")
 

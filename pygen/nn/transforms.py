@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -68,8 +68,8 @@ class Spline:
 
     def __post_init__(self) -> None:
         check_integer("bins", self.bins, 2, 64)
-        if isinstance(self.bounds, Sequence):  # JSON has lists alone
-            object.__setattr__(self, "bounds", tuple(self.bounds))
+        if isinstance(self.bounds, Iterable):  # JSON has lists alone
+            object.__setattr__(self, "bounds", tuple(map(float, self.bounds)))
         # The op checks its options, and has its own words for unknown tails.
         size = 3 * self.bins + SLOPES.get(self.tails, 0)
         self(torch.zeros(0, 1, device="cpu"), torch.zeros(0, size, device="cpu"))

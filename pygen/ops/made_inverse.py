@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -111,16 +111,15 @@ def _own(options: MadeOptions, own: str) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if name not in _SET}
 
 
-def _check_tensors(y: Any, *net: Any) -> None:
-    """Raises TypeError for what is no tensor, in clearer words than torch's."""
-    if not isinstance(y, Tensor):
-        raise TypeError(f"{OP}: expected y as a tensor, got {type(y).__name__}")
-    for name, given in zip(("weights", "biases", "degrees"), net, strict=True):
-        if not isinstance(given, Sequence):
-            raise TypeError(f"{OP}: expected {name} as a sequence of tensors, got {type(given).__name__}")
-        for i, t in enumerate(given):
-            if not isinstance(t, Tensor):
-                raise TypeError(f"{OP}: expected {name}[{i}] as a tensor, got {type(t).__name__}")
+def _tensors(name: str, given: Any) -> list[Tensor]:
+    """Raises TypeError for what are no tensors, in clearer words than torch's."""
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise TypeError(f"{OP}: expected {name} as a sequence of tensors, got {type(given).__name__}")
+    tensors = list(given)
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{OP}: expected {name}[{i}] as a tensor, got {type(t).__name__}")
+    return tensors
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -437,13 +436,17 @@ def made_inverse(
         words, own = (_options if compiling else _options_cached)(nonlinearity, residual, transform, **options)
     except TypeError:  # of what the cache cannot hold, in its own words
         words, own = _options(nonlinearity, residual, transform, **options)
-    _check_tensors(y, weights, biases, degrees)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{OP}: expected y as a tensor, got {type(y).__name__}")
+    weights, biases, degrees = (
+        _tensors(name, given) for name, given in (("weights", weights), ("biases", biases), ("degrees", degrees))
+    )
     if backends.forced is not None and backends.choose(OP, y) == "reference":
         return _default(y, weights, biases, degrees, MadeOptions.parse(words), own)
     if forward_ad._current_level >= 0:
         refuse_tangents(OP, y, *weights, *biases)
     op = _op if compiling else _quick_op
-    return op(y, list(weights), list(biases), list(degrees), words, own)  # type: ignore[no-any-return]
+    return op(y, weights, biases, degrees, words, own)  # type: ignore[no-any-return]
 
 
 _op = torch.ops.pygen.made_inverse.default

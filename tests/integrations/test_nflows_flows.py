@@ -157,6 +157,15 @@ def test_what_is_frozen_stays_so() -> None:
     same(theirs, ours)
 
 
+def test_tied_weights_and_parameters_of_others() -> None:
+    transform = affine()
+    blocks = transform.autoregressive_net.blocks
+    blocks[1].linear_layers[0].weight = blocks[0].linear_layers[0].weight
+    transform.autoregressive_net.register_parameter("unused", nn.Parameter(torch.zeros(3)))
+    theirs = flow(transform)
+    same(theirs, from_nflows(theirs))
+
+
 def test_couplings_without_blocks_have_contexts() -> None:
     theirs = flow(coupling(net={"context_features": 3, "num_blocks": 0}))
     same(theirs, from_nflows(theirs))

@@ -110,6 +110,8 @@ def test_what_is_no_tensor_or_no_option():
         ValueError, r"weights\[1\] of shape \[3, 4\], got \[2, 4\]", y, [weights[0], weights[1][:2]], biases, degrees
     )
     net = (y, weights, biases, degrees)
+    parameters = torch.nn.ParameterList(weights), dict(enumerate(biases)).values(), iter(degrees)
+    assert torch.equal(ops.made_inverse(y, *parameters, residual=False)[0], ops.made_inverse(*net, residual=False)[0])
     refused(TypeError, "expected options of the affine transform, activation, .* got 'scale'", *net, scale=1)
     refused(TypeError, "expected options of the spline transform, style, .* got 'eps'", *net, transform="spline", eps=1)
     refused((TypeError, ValueError), r"expected activation to be one of .* got \['exp'\]", *net, activation=["exp"])

@@ -294,6 +294,8 @@ def test_wrong_spline_flows() -> None:
         {"layer": "inverse"},
         {"layer": "permutation", "order": [2, 1, 0]},
         {"layer": "lu", "features": 4},
+        {"layer": "inverse", "of": "lu"},
+        {"layer": "autoregressive", "transform": "affine"},
         {"layer": "autoregressive", "transform": {"name": "affine"}},
     ],
 )
@@ -302,6 +304,8 @@ def test_wrong_descriptions(layer: dict[str, Any]) -> None:
         CompositeFlow(3, [layer])
     with pytest.raises(TypeError, match="expected layers as a sequence of mappings, got"):
         CompositeFlow(3, ["lu"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="expected layers as a sequence of mappings, got"):
+        CompositeFlow(3, (layer for _ in range(2)))  # type: ignore[arg-type]
 
 
 def test_tensors_that_a_context_is_made_for() -> None:

@@ -272,6 +272,20 @@ def test_given_knots_have_bounds_of_their_own(device):
             rational_quadratic_spline(torch.tensor([2.0, 4.0]), positions, positions, slopes, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_that_a_vanished_bin_does_not_have(dtype, device):
+    """The gradient of a corner may be infinite where its bin vanishes; there is nothing below that it could change."""
+    if backends.forced == "reference" or device != "cpu":
+        pytest.skip("of the C++ kernels")
+    x, slopes = torch.zeros(1, dtype=dtype), torch.zeros(1, 3, dtype=dtype)
+    shares = [torch.tensor([s], dtype=dtype, requires_grad=True) for s in ([-1e3, 0.0], [0.0, -1e3])]
+    y, logabsdet = ops.rational_quadratic_spline(
+        x, *shares, slopes, bounds=(0, 1, 0, 1), tails=None, min_width=0.0, min_height=0.0
+    )
+    for grad in torch.autograd.grad(y.sum() + logabsdet.sum(), shares):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
 def test_what_comes_out_goes_in_again(device):
     """y never leaves the bounds by rounding, whereupon its inverse would raise."""
     p = parameters(3000, more=1, scale=3.0, device=device)

@@ -224,9 +224,10 @@ def _of_coupling(t: Any, features: int) -> Part:
 def _renamed(net: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
     """The weights and biases of modules by their new names, copied."""
     state = {}
-    for key, value in net.named_parameters():
+    for key, value in net.named_parameters(remove_duplicate=False):
         module, _, name = key.rpartition(".")
-        state[f"{names[module]}.{name}"] = value.detach().clone().requires_grad_(value.requires_grad)
+        if module in names and name in ("weight", "bias"):
+            state[f"{names[module]}.{name}"] = value.detach().clone().requires_grad_(value.requires_grad)
     return state
 
 

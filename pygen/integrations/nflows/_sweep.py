@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import ops
@@ -49,6 +50,8 @@ def swept(original: Inverse) -> Inverse:
 def _fits(net: Any, inputs: Tensor, context: Tensor | None) -> bool:
     """Whether a net takes these inputs and this context."""
     weight = net.initial_layer.weight
+    if torch.is_autocast_enabled(inputs.device.type):  # under which nflows' own layers choose their types
+        return False
     if inputs.dim() != 2 or inputs.shape[1] != weight.shape[1] or inputs.dtype != weight.dtype:
         return False
     if context is None:
