@@ -168,6 +168,7 @@ def extremes() -> Iterator[Sample]:
 
 def errors() -> Iterator[ErrorInput]:
     x, weight, codes = torch.randn(2, 6, 4, 5), torch.randn(5, 6, 8), torch.randint(6, (2, 4, 5))
+    codes[0, 0, :2] = torch.tensor([0, 5])  # whatever is drawn
 
     def bad(name: str, error: type[Exception], *words: str, by_value: bool = False, **arguments: Any) -> ErrorInput:
         return ErrorInput(name, {"x": x, "weight": weight, "taps": TAPS["B3"], **arguments}, error, words, by_value)

@@ -81,6 +81,8 @@ def sample(
     x = random(f"{name} x", *shape)
     spread = 0.8 * x if tails else 0.8 * x.tanh()  # some in the tails, where there are any
     x = (lower + upper) / 2 + spread * (upper - lower) / 2
+    if style == "knots":  # where a layout repeats the first for all, a slope on it would be any number
+        x = torch.where((x - 1.1 * lower).abs() < 0.03 * (upper - lower), lower, x)
     inputs: dict[str, Tensor | None] = {"x": x, "widths": w, "heights": h, "derivatives": d}
     if packed:
         inputs |= {"widths": torch.cat([w, h, d], -1), "heights": None, "derivatives": None}
